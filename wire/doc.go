@@ -1,0 +1,4 @@
+// Package wire is the protocol between server and agents: generated from fleet.proto.
+package wire
+
+//go:generate sh generate.sh
