@@ -1,0 +1,73 @@
+package cloud
+
+import "hayloft/cloud/template"
+
+// Ids of the datastores that always exist, as in OpenNebula.
+const (
+	SystemDatastore  = 0
+	DefaultDatastore = 1
+	FilesDatastore   = 2
+	FirstDatastore   = 100
+)
+
+// Datastore is a repository of images, or (type system) where stopped machines are kept.
+type Datastore struct {
+	ID       int               `json:"id"`
+	Name     string            `json:"name"`
+	UID      int               `json:"uid"`
+	GID      int               `json:"gid"`
+	Type     DatastoreType     `json:"type"`
+	Driver   string            `json:"driver"`    // "path"
+	BasePath string            `json:"base_path"` // directory, for "path"
+	Clusters []int             `json:"clusters"`
+	Template template.Template `json:"template"`
+}
+
+// Image is an object in an image or file datastore.
+type Image struct {
+	ID          int               `json:"id"`
+	Name        string            `json:"name"`
+	UID         int               `json:"uid"`
+	GID         int               `json:"gid"`
+	Type        ImageType         `json:"type"`
+	State       ImageState        `json:"state"` // stored: LOCKED, READY, ERROR, DISABLED, DELETE; USED is derived
+	Persistent  bool              `json:"persistent"`
+	DatastoreID int               `json:"datastore_id"`
+	Path        string            `json:"path,omitempty"`   // where it was imported from
+	Source      string            `json:"source,omitempty"` // object's name in the repository
+	Format      string            `json:"format,omitempty"`
+	Digest      string            `json:"digest,omitempty"`       // of the chunk index
+	Expect      string            `json:"expect,omitempty"`       // digest the import must find, ALGORITHM:HEX
+	Size        int64             `json:"size"`                   // virtual size
+	StoredBytes int64             `json:"stored_bytes,omitempty"` // allocated in the repository
+	SavedFrom   *SavedFrom        `json:"saved_from,omitempty"`   // made by disk-saveas
+	Error       string            `json:"error,omitempty"`
+	RegTime     int64             `json:"reg_time"`
+	Template    template.Template `json:"template"`
+}
+
+// SavedFrom names the disk that an image is being or was saved from.
+type SavedFrom struct {
+	VM        int    `json:"vm"`
+	Disk      int    `json:"disk"`
+	Operation uint64 `json:"operation"`
+}
+
+// Tree reports whether the image is an archive or file system that containers run from.
+func (i *Image) Tree() bool {
+	switch i.Format {
+	case "tar", "tar.gz", "tar.zst", "squashfs":
+		return true
+	}
+	return false
+}
+
+// VMTemplate is what machines are made from.
+type VMTemplate struct {
+	ID       int               `json:"id"`
+	Name     string            `json:"name"`
+	UID      int               `json:"uid"`
+	GID      int               `json:"gid"`
+	RegTime  int64             `json:"reg_time"`
+	Template template.Template `json:"template"`
+}

@@ -1,0 +1,57 @@
+package cloud
+
+// Kinds of resources, as they appear in store keys, the API and messages.
+const (
+	KindHost      = "host"
+	KindCluster   = "cluster"
+	KindDatastore = "datastore"
+	KindImage     = "image"
+	KindTemplate  = "template"
+	KindVM        = "vm"
+	KindNetwork   = "network"
+)
+
+// Host is a machine that runs an agent.
+type Host struct {
+	ID         int               `json:"id"`
+	Name       string            `json:"name"`
+	State      HostState         `json:"state"`
+	ClusterID  int               `json:"cluster_id"`
+	CPU        float64           `json:"cpu"`       // cores
+	MemoryMB   int               `json:"memory_mb"` // physical
+	DiskMB     int               `json:"disk_mb"`   // of the local store, LS_MAX applied
+	Hypervisor []HostHypervisor  `json:"hypervisors,omitempty"`
+	Version    string            `json:"version,omitempty"` // of the agent
+	Error      string            `json:"error,omitempty"`
+	Attributes map[string]string `json:"attributes,omitempty"` // the administrator's, RESERVED_CPU and RESERVED_MEM among them
+}
+
+// HostHypervisor is what a host can run.
+type HostHypervisor struct {
+	Name        string            `json:"name"`
+	Version     string            `json:"version,omitempty"`
+	Accelerator string            `json:"accelerator,omitempty"`
+	Chipsets    []string          `json:"chipsets,omitempty"`
+	Notes       []string          `json:"notes,omitempty"`
+	Error       string            `json:"error,omitempty"` // why it cannot be used; empty when it can
+	Attributes  map[string]string `json:"attributes,omitempty"`
+}
+
+// Runs reports whether the host can run machines of the named hypervisor, and if not, why.
+func (h *Host) Runs(hypervisor string) (bool, string) {
+	for _, hv := range h.Hypervisor {
+		if hv.Name == hypervisor {
+			return hv.Error == "", hv.Error
+		}
+	}
+	return false, "has no " + hypervisor
+}
+
+// Cluster groups hosts, datastores and networks.
+type Cluster struct {
+	ID   int    `json:"id"`
+	Name string `json:"name"`
+}
+
+// DefaultCluster is the id of the cluster that always exists.
+const DefaultCluster = 0
