@@ -1,0 +1,154 @@
+package golden
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// recipeVersion changes the key when the Go code that makes the images changes what is in them.
+const recipeVersion = "1"
+
+// key names a set: the versions of its packages and everything of ours that goes into it.
+func key(p packages) (string, error) {
+	h := sha256.New()
+	fmt.Fprintf(h, "%s\n%s\n%s\n%v %v\n", recipeVersion, p.describe(), Cmdline, bootModules, cdromModules)
+	err := fs.WalkDir(recipe, ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := recipe.ReadFile(name)
+		fmt.Fprintf(h, "%s %d\n%s", name, len(data), data)
+		return err
+	})
+	return hex.EncodeToString(h.Sum(nil))[:16], err
+}
+
+func setIn(dir string, p packages) Set {
+	return Set{
+		Dir:      dir,
+		Disk:     filepath.Join(dir, "tiny.img"),
+		Kernel:   filepath.Join(dir, "tiny-vmlinuz"),
+		Initrd:   filepath.Join(dir, "tiny-initrd"),
+		Tar:      filepath.Join(dir, "tiny.tar.gz"),
+		TarZst:   filepath.Join(dir, "tiny.tar.zst"),
+		Squashfs: filepath.Join(dir, "tiny.squashfs"),
+		Versions: p.Versions,
+	}
+}
+
+// cached returns the set of p from the cache. A set's directory appears by a rename when all of it is on disk,
+// so a directory that is there is complete.
+func cached(ctx context.Context, o Options, p packages) (Set, error) {
+	name, err := key(p)
+	if err != nil {
+		return Set{}, err
+	}
+	final := filepath.Join(o.Dir, name)
+	if _, err := os.Stat(final); err == nil {
+		return setIn(final, p), nil
+	}
+	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+		return Set{}, fmt.Errorf("cache directory: %w", err)
+	}
+	unlock, err := lock(ctx, filepath.Join(o.Dir, ".lock"))
+	if err != nil {
+		return Set{}, err
+	}
+	defer unlock()
+	if _, err := os.Stat(final); err == nil {
+		return setIn(final, p), nil
+	}
+	if err := removeLeftovers(o.Dir); err != nil {
+		return Set{}, err
+	}
+	scratch, err := os.MkdirTemp(o.Dir, leftover)
+	if err != nil {
+		return Set{}, err
+	}
+	defer os.RemoveAll(scratch)
+	fresh := filepath.Join(scratch, "set")
+	if err := os.Mkdir(fresh, 0o755); err != nil {
+		return Set{}, err
+	}
+	if err := makeSet(ctx, o, p, scratch, fresh); err != nil {
+		return Set{}, err
+	}
+	if err := publish(fresh, final); err != nil {
+		return Set{}, err
+	}
+	return setIn(final, p), nil
+}
+
+const leftover = ".building-"
+
+// removeLeftovers drops what an interrupted build left; the caller holds the lock, so nobody is building.
+func removeLeftovers(dir string) error {
+	old, err := filepath.Glob(filepath.Join(dir, leftover+"*"))
+	for _, name := range old {
+		err = errors.Join(err, os.RemoveAll(name))
+	}
+	return err
+}
+
+// publish makes everything below fresh durable and gives it its final name.
+func publish(fresh, final string) error {
+	entries, err := os.ReadDir(fresh)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := syncPath(filepath.Join(fresh, e.Name())); err != nil {
+			return err
+		}
+	}
+	if err := syncPath(fresh); err != nil {
+		return err
+	}
+	if err := os.Rename(fresh, final); err != nil {
+		return err
+	}
+	return syncPath(filepath.Dir(final))
+}
+
+func syncPath(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+const lockPoll = 100 * time.Millisecond
+
+// lock takes the build lock of a cache directory. The kernel drops it when its holder dies.
+func lock(ctx context.Context, name string) (unlock func(), err error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", name, err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", name, ctx.Err())
+		case <-time.After(lockPoll):
+		}
+	}
+}

@@ -1,0 +1,3 @@
+#!/bin/sh
+# acpid runs this when somebody presses the power button.
+kill -USR2 1
