@@ -1,0 +1,226 @@
+package path
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hayloft/cloud/fault"
+	"hayloft/disk/repository"
+)
+
+// commitLimit bounds one fsync: gigabytes may be waiting to be written.
+const commitLimit = 30 * time.Minute
+
+// Create implements repository.Repository.
+func (r *Repository) Create(ctx context.Context, name string) (repository.Writer, error) {
+	if err := repository.CheckName(name); err != nil {
+		return nil, err
+	}
+	return handOver(r, ctx, func(root *os.Root) (*writer, error) {
+		w, err := r.create(root, name)
+		return w, r.object(name, err)
+	}, func(w *writer) { _ = w.drop() })
+}
+
+// handOver runs open in a worker; when the caller has left by the time it is done, discard takes the result.
+func handOver[T any](r *Repository, ctx context.Context, open func(*os.Root) (T, error), discard func(T)) (T, error) {
+	var (
+		mu     sync.Mutex
+		result T
+		have   bool
+		left   bool
+	)
+	err := r.within(ctx, func(root *os.Root) error {
+		v, err := open(root)
+		if err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if left {
+			discard(v)
+			return nil
+		}
+		result, have = v, true
+		return nil
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	if err != nil {
+		left = true
+		if have {
+			discard(result)
+		}
+		var zero T
+		return zero, err
+	}
+	return result, nil
+}
+
+func (r *Repository) create(root *os.Root, name string) (w *writer, err error) {
+	if dir := path.Dir(name); dir != "." {
+		if err := root.MkdirAll(dir, 0o750); err != nil {
+			return nil, err
+		}
+	}
+	lock, err := lockName(root, name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = unlockName(root, name, lock)
+			removeEmptyParents(root, name)
+		}
+	}()
+	if _, err := root.Lstat(name); err == nil {
+		return nil, fault.Errorf(fault.Exists, "exists")
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	part := hidden(name, ".part")
+	if err := root.RemoveAll(part); err != nil { // of a writer that died
+		return nil, err
+	}
+	file, err := root.OpenFile(part, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o640)
+	if err != nil {
+		return nil, err
+	}
+	return &writer{repository: r, name: name, lock: lock, file: file}, nil
+}
+
+// lockName makes this process the one writer of name until unlockName or its death.
+func lockName(root *os.Root, name string) (*os.File, error) {
+	for {
+		lock, err := root.OpenFile(hidden(name, ".lock"), os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			lock.Close()
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				return nil, fault.Errorf(fault.Busy, "is being written by another operation")
+			}
+			return nil, err
+		}
+		// The former holder may have removed the file between our open and our lock.
+		mine, err1 := lock.Stat()
+		there, err2 := root.Lstat(hidden(name, ".lock"))
+		if err1 == nil && err2 == nil && os.SameFile(mine, there) {
+			return lock, nil
+		}
+		lock.Close()
+	}
+}
+
+func unlockName(root *os.Root, name string, lock *os.File) error {
+	err := root.Remove(hidden(name, ".lock"))
+	return errors.Join(err, lock.Close())
+}
+
+// writer implements repository.Writer and repository.Local.
+type writer struct {
+	repository *Repository
+	name       string
+	lock, file *os.File
+
+	mu    sync.Mutex
+	ended bool
+}
+
+func (w *writer) LocalPath() string { return w.repository.filePath(hidden(w.name, ".part")) }
+
+func (w *writer) WriteAt(p []byte, offset int64) (n int, err error) {
+	err = w.repository.gate.run(context.Background(), func() error {
+		_, err := w.file.WriteAt(p, offset)
+		return w.repository.object(w.name, err)
+	})
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func (w *writer) ReadAt(p []byte, offset int64) (int, error) {
+	return readAt(w.repository, w.name, w.file, p, offset)
+}
+
+func (w *writer) SetSize(size int64) error {
+	return w.repository.gate.run(context.Background(), func() error {
+		return w.repository.object(w.name, w.file.Truncate(size))
+	})
+}
+
+func (w *writer) Commit(ctx context.Context) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ended {
+		return fault.Errorf(fault.WrongState, "%s: object %s: writer has ended", w.repository.label, w.name)
+	}
+	long := *w.repository.gate
+	long.limit = commitLimit
+	return long.run(ctx, func() error {
+		return w.repository.object(w.name, w.commit())
+	})
+}
+
+func (w *writer) commit() error {
+	if err := w.file.Sync(); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(w.repository.base)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := publish(root, hidden(w.name, ".part"), w.name); err != nil {
+		return err
+	}
+	w.ended = true
+	return errors.Join(w.file.Close(), unlockName(root, w.name, w.lock))
+}
+
+// publish gives a finished hidden file its name. The caller holds the name's lock.
+func publish(root *os.Root, part, name string) error {
+	if _, err := root.Lstat(name); err == nil {
+		return fault.Errorf(fault.Exists, "exists")
+	}
+	if err := root.Rename(part, name); err != nil {
+		return err
+	}
+	return syncDir(root, path.Dir(name))
+}
+
+func (w *writer) Abort() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ended {
+		return nil
+	}
+	w.ended = true
+	return w.repository.gate.run(context.Background(), func() error {
+		return w.repository.object(w.name, w.drop())
+	})
+}
+
+func (w *writer) drop() error {
+	root, err := os.OpenRoot(w.repository.base)
+	if err != nil {
+		return errors.Join(err, w.file.Close(), w.lock.Close())
+	}
+	defer root.Close()
+	err = root.Remove(hidden(w.name, ".part"))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	err = errors.Join(err, w.file.Close(), unlockName(root, w.name, w.lock))
+	removeEmptyParents(root, w.name)
+	return err
+}
