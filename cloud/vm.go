@@ -34,12 +34,14 @@ type VM struct {
 	SchedMessage string            `json:"sched_message,omitempty"` // why it is not placed, host by host
 	Shutdown     int               `json:"shutdown_seconds,omitempty"`
 
-	HostID  int       `json:"host_id"` // -1: on none
-	History []History `json:"history,omitempty"`
-	Orders  Orders    `json:"orders"`
-	Timing  Timing    `json:"timing"`
-	STime   int64     `json:"stime"`
-	ETime   int64     `json:"etime"`
+	HostID        int       `json:"host_id"`                  // -1: on none
+	Stashed       bool      `json:"stashed,omitempty"`        // disks lie, wholly or in part, in the system datastore
+	StashedMemory bool      `json:"stashed_memory,omitempty"` // and saved memory with them
+	History       []History `json:"history,omitempty"`
+	Orders        Orders    `json:"orders"`
+	Timing        Timing    `json:"timing"`
+	STime         int64     `json:"stime"`
+	ETime         int64     `json:"etime"`
 }
 
 // Phase returns state and LCM state as one.
