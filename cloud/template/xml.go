@@ -83,6 +83,9 @@ func parseXML(input string) (Template, error) {
 		if _, ok := tok.(xml.StartElement); ok {
 			break
 		}
+		if err := r.onlyBlank(tok); err != nil {
+			return Template{}, err
+		}
 	}
 	t, err := r.template()
 	if err != nil {
@@ -96,15 +99,20 @@ func parseXML(input string) (Template, error) {
 		if err != nil {
 			return Template{}, r.malformed(err)
 		}
-		switch tok := tok.(type) {
-		case xml.StartElement:
-			return Template{}, r.malformed(errors.New("a second root element " + shorten(tok.Name.Local)))
-		case xml.CharData:
-			if strings.Trim(string(tok), blank) != "" {
-				return Template{}, r.malformed(errors.New("text after the root element"))
-			}
+		if start, ok := tok.(xml.StartElement); ok {
+			return Template{}, r.malformed(errors.New("a second root element " + shorten(start.Name.Local)))
+		}
+		if err := r.onlyBlank(tok); err != nil {
+			return Template{}, err
 		}
 	}
+}
+
+func (r xmlReader) onlyBlank(tok xml.Token) error {
+	if text, ok := tok.(xml.CharData); ok && strings.Trim(string(text), blank) != "" {
+		return r.malformed(errors.New("text outside of the root element"))
+	}
+	return nil
 }
 
 type xmlReader struct {
