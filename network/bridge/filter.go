@@ -93,18 +93,18 @@ func ip6Rules(id identity, anyAddress bool) [][]expr.Any {
 		return append(chain, rule(expr.VerdictAccept, ether(typeIP6)))
 	}
 	own := append([][]byte{linkLocal(id.mac)}, id.ip6...)
-	for _, source := range own {
-		for _, target := range own {
-			chain = append(chain, rule(expr.VerdictAccept, from6(source), icmp6(neighborAdvertisement), transport(8, target)))
-		}
+	foreign := icmp6(neighborAdvertisement)
+	foreign = append(foreign, &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 8, Len: 16})
+	for _, target := range own {
+		foreign = append(foreign, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: target})
 	}
-	chain = append(chain, rule(expr.VerdictDrop, icmp6(neighborAdvertisement)))
+	chain = append(chain, rule(expr.VerdictDrop, foreign))
 	if len(id.ip6) > 0 {
 		for _, source := range own {
 			chain = append(chain, rule(expr.VerdictAccept, from6(source)))
 		}
 	} else {
-		for _, kind := range []byte{routerSolicitation, neighborSolicitation, listenerReport} {
+		for _, kind := range []byte{routerSolicitation, neighborSolicitation, neighborAdvertisement, listenerReport} {
 			chain = append(chain, rule(expr.VerdictAccept, from6(own[0]), icmp6(kind)))
 		}
 	}

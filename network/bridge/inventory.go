@@ -49,6 +49,9 @@ func (d *Driver) ports() (map[string]netlink.Link, error) {
 
 // Cleanup implements network.Driver: ports, then rules, then bridges. It goes on after a failure and reports all.
 func (d *Driver) Cleanup(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	d.topology.Lock()
 	defer d.topology.Unlock()
 	found, err := d.ports()

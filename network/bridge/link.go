@@ -33,9 +33,10 @@ func (d *Driver) all() ([]netlink.Link, error) {
 	return nil, fmt.Errorf("list of links: %w", netlink.ErrDumpInterrupted)
 }
 
-// remove deletes a link; one that is gone already is fine.
+// remove deletes a link; one that is gone already is fine. It uses a socket of its own: the kernel answers only
+// after all readers of the link are done, about 20 ms, and such waits of several links overlap.
 func (d *Driver) remove(link netlink.Link) error {
-	err := d.links.LinkDel(link)
+	err := netlink.LinkDel(link)
 	if err == nil || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) {
 		gone, lookup := d.link(link.Attrs().Name)
 		if lookup == nil && (gone == nil || gone.Attrs().Index != link.Attrs().Index) {

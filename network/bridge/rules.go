@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"github.com/vishvananda/netlink/nl"
@@ -26,7 +27,8 @@ type rules struct {
 	translate  *nftables.Table
 	source     *nftables.Chain
 
-	mu sync.Mutex // one transaction at a time
+	mu    sync.Mutex // one transaction at a time
+	leave departures
 }
 
 const portChain = "port-" // before a port's name: its chain
@@ -43,6 +45,7 @@ func newRules(tag tagger) *rules {
 		},
 		members: &nftables.Set{
 			Name: "ports", Table: filter, IsMap: true, KeyType: nftables.TypeIFName, DataType: nftables.TypeVerdict,
+			KeyByteOrder: binaryutil.NativeEndian, // so that nft prints the names
 		},
 		translate: translate,
 		source: &nftables.Chain{
@@ -76,26 +79,6 @@ func (r *rules) setPort(p network.Port, id identity) error {
 	}
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("port %s: rules: %w", p.Name, err)
-	}
-	return nil
-}
-
-// dropPort takes a port's rules away; a port without rules is fine.
-func (r *rules) dropPort(port string) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if have, err := r.chainExists(nftables.TableFamilyBridge, portChain+port); !have || err != nil {
-		return err
-	}
-	c := &nftables.Conn{}
-	if err := c.SetDeleteElements(r.members, []nftables.SetElement{{Key: interfaceName(port)}}); err != nil {
-		return fmt.Errorf("port %s: rules: %w", port, err)
-	}
-	chain := &nftables.Chain{Name: portChain + port, Table: r.filter}
-	c.FlushChain(chain)
-	c.DelChain(chain)
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("port %s: delete rules: %w", port, err)
 	}
 	return nil
 }
