@@ -50,8 +50,8 @@ func (f TLSFiles) info() transport.TLSInfo {
 }
 
 const (
-	// aloneURL stands where etcd wants an address of a member that has none; nobody listens or connects.
-	aloneURL = "http://127.0.0.1:2380"
+	// nowhere stands where etcd wants an address of a member that has none; nobody listens or connects.
+	nowhere = "127.0.0.1:2380"
 	// maxPrefix leaves room for the prefix in store.ItemOverhead.
 	maxPrefix = 64
 	minTTL    = 2 * time.Second
@@ -141,7 +141,7 @@ func (c *Config) server(logger loggerBuilder, options ...grpc.ServerOption) (*em
 	cfg.ElectionMs = 10 * cfg.TickMs
 	cfg.ListenPeerUrls, cfg.ListenClientUrls, cfg.AdvertiseClientUrls = nil, nil, nil
 	cfg.PeerTLSInfo, cfg.ClientTLSInfo = c.PeerTLS.info(), c.ClientTLS.info()
-	peer := &url.URL{Scheme: "http", Host: "127.0.0.1:2380"}
+	peer := &url.URL{Scheme: "http", Host: nowhere}
 	if !c.alone() {
 		var err error
 		if peer, err = listenURL("peer", c.PeerURL, c.PeerTLS); err != nil {

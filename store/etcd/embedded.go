@@ -22,6 +22,23 @@ import (
 // when the data is damaged, fault.Unsupported when a newer etcd wrote it, fault.Invalid for a
 // configuration that cannot work, fault.Unavailable when the cluster did not form in time.
 func Embedded(ctx context.Context, cfg Config) (*Store, error) {
+	m, err := join(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return m.open(m.stop), nil
+}
+
+// member is one running etcd server.
+type member struct {
+	cfg     Config
+	server  *embed.Etcd
+	lock    *os.File
+	streams *streams
+}
+
+// join runs the server until it can write.
+func join(ctx context.Context, cfg Config) (*member, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -53,22 +70,19 @@ func Embedded(ctx context.Context, cfg Config) (*Store, error) {
 	if err := m.await(ctx); err != nil {
 		return nil, errors.Join(err, m.stop())
 	}
-	client := v3client.New(m.server.Server)
-	if err := m.forgetCandidates(ctx, client); err != nil {
-		return nil, errors.Join(err, client.Close(), m.stop())
+	if err := m.forgetCandidates(ctx); err != nil {
+		return nil, errors.Join(err, m.stop())
 	}
-	return newStore(client, cfg.Prefix, "etcd in "+cfg.Dir, cfg.ElectionTTL, m.stop), nil
+	return m, nil
 }
 
-// member is one running etcd server.
-type member struct {
-	cfg     Config
-	server  *embed.Etcd
-	lock    *os.File
-	streams *streams
+// open makes a client in this process; release is called after it closed.
+func (m *member) open(release func() error) *Store {
+	return newStore(v3client.New(m.server.Server), m.cfg.Prefix, "etcd in "+m.cfg.Dir, m.cfg.ElectionTTL, release)
 }
 
-// start turns etcd's ways of giving up into errors.
+// start turns etcd's ways of giving up into errors. When it gives up by a panic it leaves files open that
+// only the end of this process closes.
 func start(cfg *embed.Config) (server *embed.Etcd, err error) {
 	defer func() {
 		if reason := recover(); reason != nil {
@@ -76,7 +90,7 @@ func start(cfg *embed.Config) (server *embed.Etcd, err error) {
 			if failure, ok := reason.(startFailure); ok {
 				reason = failure.reason
 			}
-			err = fault.Errorf(fault.Corrupt, "etcd data in %s: %v", cfg.Dir, reason)
+			err = fault.Errorf(fault.Corrupt, "etcd cannot start from the data in %s: %v", cfg.Dir, reason)
 		}
 	}()
 	server, err = embed.StartEtcd(cfg)
@@ -105,10 +119,12 @@ func (m *member) await(ctx context.Context) error {
 
 // forgetCandidates removes leaderships left behind by a process that was killed. When nobody else can
 // have reached this etcd, whoever held one is gone, and nobody should wait for its lease to run out.
-func (m *member) forgetCandidates(ctx context.Context, client *clientv3.Client) error {
+func (m *member) forgetCandidates(ctx context.Context) error {
 	if !m.cfg.alone() || m.cfg.ClientURL != "" {
 		return nil
 	}
+	client := v3client.New(m.server.Server)
+	defer client.Close()
 	_, err := client.Delete(ctx, m.cfg.Prefix+store.ElectionPrefix, clientv3.WithPrefix())
 	if err != nil {
 		return fault.Errorf(classOf(err), "etcd in %s: %w", m.cfg.Dir, err)

@@ -120,6 +120,10 @@ func (s *Store) Txn(ctx context.Context, conds []store.Cond, ops []store.Op) (in
 			changes[i] = clientv3.OpPut(s.prefix+o.Key, string(o.Value))
 		}
 	}
+	if len(ops) == 0 {
+		// Without any request in it etcd would answer from this member alone, perhaps from the past.
+		changes = []clientv3.Op{clientv3.OpGet(s.prefix, clientv3.WithKeysOnly())}
+	}
 	resp, err := s.client.Txn(call).If(compares...).Then(changes...).Else(found...).Commit()
 	if err != nil {
 		return 0, s.classify(ctx, err)
