@@ -166,7 +166,7 @@ type comparison struct {
 	op      string // = != > < @>
 	numeric bool
 	number  float64
-	pattern string
+	pattern pattern // empty matches nothing, not even the empty string
 }
 
 func parseComparison(l *lexer) (condition, error) {
@@ -218,8 +218,11 @@ func (c *comparison) value(l *lexer) error {
 	case sign < 0, c.op == ">", c.op == "<":
 		return l.unexpected("a number")
 	case l.ahead.kind == word, l.ahead.kind == quoted:
+		if n := len(l.ahead.text); n > maxPattern {
+			return l.failf(l.ahead.start, l.ahead.end, "a string of %d bytes is too long, %d are allowed", n, maxPattern)
+		}
 		t, err := l.take()
-		c.pattern = t.text
+		c.pattern = compile(t.text)
 		return err
 	}
 	return l.unexpected("a number or a string")
@@ -236,7 +239,7 @@ func (c comparison) holds(lookup Lookup) bool {
 		return false
 	}
 	if !c.numeric {
-		return c.pattern != "" && match(c.pattern, values[0]) == (c.op == "=")
+		return len(c.pattern) > 0 && c.pattern.match(values[0]) == (c.op == "=")
 	}
 	found, err := strconv.ParseFloat(strings.TrimSpace(values[0]), 64)
 	if err != nil {
@@ -254,7 +257,7 @@ func (c comparison) holds(lookup Lookup) bool {
 func (c comparison) any(values []string) bool {
 	for _, v := range values {
 		if !c.numeric {
-			if c.pattern != "" && match(c.pattern, v) {
+			if len(c.pattern) > 0 && c.pattern.match(v) {
 				return true
 			}
 		} else if found, err := strconv.ParseFloat(strings.TrimSpace(v), 64); err == nil && found == c.number {

@@ -7,10 +7,12 @@ import (
 	"hayloft/cloud/fault"
 )
 
-// maxSize is the longest expression, in bytes; maxDepth how deep parentheses and signs may nest.
+// maxSize is the longest expression and maxPattern the longest string in one, in bytes; maxDepth is
+// how deep parentheses and signs may nest.
 const (
-	maxSize  = 64 << 10
-	maxDepth = 200
+	maxSize    = 64 << 10
+	maxPattern = 4 << 10
+	maxDepth   = 200
 )
 
 type kind int
