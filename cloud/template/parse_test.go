@@ -142,11 +142,11 @@ func TestParseXMLErrors(t *testing.T) {
 	}
 }
 
-// Inputs of the greatest size that look bad for a parser end in reasonable time.
+// Long inputs that look bad for a parser end in reasonable time: anything quadratic would not.
 func TestNoInputIsSlow(t *testing.T) {
 	begin := time.Now()
 	for _, unit := range []string{"A=\n", "A=[A=1]", `\"`, "#", "[", "A", "\n", `A="\"" `, "<A/>", "=", "A=[B=1,\n"} {
-		text := strings.Repeat(unit, MaxSize/len(unit)-8)
+		text := strings.Repeat(unit, MaxSize/4/len(unit))
 		for _, head := range []string{"", "X=[", `X="`, "<T>"} {
 			if parsed, err := Parse(head + text); err == nil {
 				merged := parsed.Clone()

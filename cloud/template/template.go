@@ -61,7 +61,8 @@ func (t Template) Values(name string) []string {
 	return all
 }
 
-// GetVector is the first vector of that name.
+// GetVector is the first vector of that name, shared with the template: to change it, change a copy
+// and put that in with SetVector.
 func (t Template) GetVector(name string) (Vector, bool) {
 	name = strings.ToUpper(name)
 	for _, a := range t.Attributes {
@@ -72,7 +73,8 @@ func (t Template) GetVector(name string) (Vector, bool) {
 	return nil, false
 }
 
-// GetAll are all vectors of that name, in order: the DISKs of a machine.
+// GetAll are all vectors of that name, in order: the DISKs of a machine. They are shared as with
+// GetVector.
 func (t Template) GetAll(name string) []Vector {
 	name = strings.ToUpper(name)
 	var all []Vector
@@ -91,10 +93,20 @@ func (t *Template) Add(name, value string) { t.add(single(name, value)) }
 func (t *Template) AddVector(name string, v Vector) { t.add(vector(name, v)) }
 
 // Set makes value the only attribute of that name, at the place of the first one or at the end.
-func (t *Template) Set(name, value string) { t.set(single(name, value)) }
+func (t *Template) Set(name, value string) { t.replace(name, single(name, value)) }
 
 // SetVector makes v the only attribute of that name, at the place of the first one or at the end.
-func (t *Template) SetVector(name string, v Vector) { t.set(vector(name, v)) }
+func (t *Template) SetVector(name string, v Vector) { t.replace(name, vector(name, v)) }
+
+// SetAll makes the vectors all there is of that name, in order, at the place of the first one or at
+// the end. It is how a list such as the DISKs that GetAll returned is written back.
+func (t *Template) SetAll(name string, all []Vector) {
+	list := make([]Attribute, len(all))
+	for i, v := range all {
+		list[i] = vector(name, v)
+	}
+	t.replace(name, list...)
+}
 
 // Delete removes all attributes of that name and says how many there were.
 func (t *Template) Delete(name string) int {
@@ -150,13 +162,14 @@ func (a Attribute) clone() Attribute {
 
 func (t *Template) add(a Attribute) { t.Attributes = append(t.Attributes, a) }
 
-func (t *Template) set(a Attribute) {
-	at := slices.IndexFunc(t.Attributes, func(old Attribute) bool { return old.Name == a.Name })
-	t.Delete(a.Name)
+func (t *Template) replace(name string, with ...Attribute) {
+	name = strings.ToUpper(name)
+	at := slices.IndexFunc(t.Attributes, func(a Attribute) bool { return a.Name == name })
+	t.Delete(name)
 	if at < 0 {
 		at = len(t.Attributes)
 	}
-	t.Attributes = slices.Insert(t.Attributes, at, a)
+	t.Attributes = slices.Insert(t.Attributes, at, with...)
 }
 
 func single(name, value string) Attribute {

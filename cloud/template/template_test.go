@@ -105,6 +105,12 @@ func TestChanging(t *testing.T) {
 	if diff := cmp.Diff("A=\"9\uFFFD\"\nB=\"2\"\nC=[\n  X=\"5\",\n  Y=\"3\" ]\nD=\"4\"\n", tpl.String()); diff != "" {
 		t.Error(diff)
 	}
+	tpl.SetAll("c", []Vector{{{"x", "1"}}, {{"x", "2"}}})
+	tpl.SetAll("E", []Vector{{}})
+	tpl.SetAll("B", nil)
+	if diff := cmp.Diff(mustParse(t, "A=\"9�\"\nC=[X=1]\nC=[X=2]\nD=4\nE=[]"), tpl); diff != "" {
+		t.Error(diff)
+	}
 	if n := shared.Delete("A"); n != 2 || shared.Has("A") || shared.Delete("A") != 0 {
 		t.Errorf("%d attributes deleted, left\n%s", n, shared)
 	}
