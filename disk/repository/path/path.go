@@ -99,7 +99,9 @@ func hidden(name, suffix string) string {
 	return dir + "." + file + suffix
 }
 
-func (r *Repository) filePath(name string) string { return filepath.Join(r.base, filepath.FromSlash(name)) }
+func (r *Repository) filePath(name string) string {
+	return filepath.Join(r.base, filepath.FromSlash(name))
+}
 
 // Stat implements repository.Repository.
 func (r *Repository) Stat(ctx context.Context, name string) (repository.Info, error) {

@@ -27,10 +27,14 @@ func (r *Repository) Open(ctx context.Context, name string) (repository.Source, 
 	if err := repository.CheckName(name); err != nil {
 		return nil, err
 	}
-	return handOver(r, ctx, func(root *os.Root) (*source, error) {
+	s, err := handOver(ctx, r, func(root *os.Root) (*source, error) {
 		s, err := r.open(ctx, root, name)
 		return s, r.object(name, err)
 	}, func(s *source) { s.file.Close() })
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 func (r *Repository) open(ctx context.Context, root *os.Root, name string) (*source, error) {
@@ -79,40 +83,46 @@ func readAt(r *Repository, name string, file *os.File, p []byte, offset int64) (
 }
 
 func (s *source) NextData(offset int64) (start, end int64, err error) {
+	return nextData(s.ctx, s.repository, s.name, s.file, s.size, offset)
+}
+
+func nextData(ctx context.Context, r *Repository, name string, file *os.File, size, offset int64) (start, end int64, err error) {
 	var from, to atomic.Int64
-	err = s.repository.gate.run(s.ctx, func() error {
-		fd := int(s.file.Fd())
+	err = r.gate.run(ctx, func() error {
+		fd := int(file.Fd())
 		a, err := unix.Seek(fd, offset, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) || a >= s.size {
+		if errors.Is(err, unix.ENXIO) || err == nil && a >= size {
 			return io.EOF
 		}
 		if errors.Is(err, unix.EINVAL) { // a file system that does not tell
 			from.Store(offset)
-			to.Store(s.size)
+			to.Store(size)
 			return nil
 		}
 		if err != nil {
-			return s.repository.object(s.name, err)
+			return r.object(name, err)
 		}
 		b, err := unix.Seek(fd, a, unix.SEEK_HOLE)
 		if err != nil {
-			return s.repository.object(s.name, err)
+			return r.object(name, err)
 		}
 		from.Store(a)
-		to.Store(min(b, s.size))
+		to.Store(min(b, size))
 		return nil
 	})
 	return from.Load(), to.Load(), err
 }
 
-func (s *source) CloneTo(dst *os.File) error {
-	return s.repository.gate.run(s.ctx, func() error {
-		err := unix.IoctlFileClone(int(dst.Fd()), int(s.file.Fd()))
+func (s *source) CloneTo(dst *os.File) error { return clone(s.ctx, s.repository, s.name, dst, s.file) }
+
+func clone(ctx context.Context, r *Repository, name string, dst, src *os.File) error {
+	return r.gate.run(ctx, func() error {
+		err := unix.IoctlFileClone(int(dst.Fd()), int(src.Fd()))
 		for _, no := range []error{unix.EXDEV, unix.EOPNOTSUPP, unix.ENOTTY, unix.EINVAL, unix.ENOSYS, unix.ETXTBSY} {
 			if errors.Is(err, no) {
-				return fault.Errorf(fault.Unsupported, "object %s: no shared blocks: %w", s.name, err)
+				return fault.Errorf(fault.Unsupported, "object %s: no shared blocks: %w", name, err)
 			}
 		}
-		return s.repository.object(s.name, err)
+		return r.object(name, err)
 	})
 }

@@ -23,14 +23,18 @@ func (r *Repository) Create(ctx context.Context, name string) (repository.Writer
 	if err := repository.CheckName(name); err != nil {
 		return nil, err
 	}
-	return handOver(r, ctx, func(root *os.Root) (*writer, error) {
+	w, err := handOver(ctx, r, func(root *os.Root) (*writer, error) {
 		w, err := r.create(root, name)
 		return w, r.object(name, err)
 	}, func(w *writer) { _ = w.drop() })
+	if err != nil {
+		return nil, err
+	}
+	return w, nil
 }
 
 // handOver runs open in a worker; when the caller has left by the time it is done, discard takes the result.
-func handOver[T any](r *Repository, ctx context.Context, open func(*os.Root) (T, error), discard func(T)) (T, error) {
+func handOver[T any](ctx context.Context, r *Repository, open func(*os.Root) (T, error), discard func(T)) (T, error) {
 	var (
 		mu     sync.Mutex
 		result T
@@ -136,6 +140,20 @@ type writer struct {
 }
 
 func (w *writer) LocalPath() string { return w.repository.filePath(hidden(w.name, ".part")) }
+
+// NextData implements image.Extents.
+func (w *writer) NextData(offset int64) (start, end int64, err error) {
+	fi, err := w.file.Stat()
+	if err != nil {
+		return 0, 0, w.repository.object(w.name, err)
+	}
+	return nextData(context.Background(), w.repository, w.name, w.file, fi.Size(), offset)
+}
+
+// CloneFrom implements image.Cloner.
+func (w *writer) CloneFrom(src *os.File) error {
+	return clone(context.Background(), w.repository, w.name, w.file, src)
+}
 
 func (w *writer) WriteAt(p []byte, offset int64) (n int, err error) {
 	err = w.repository.gate.run(context.Background(), func() error {

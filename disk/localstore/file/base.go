@@ -1,0 +1,312 @@
+package file
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hayloft/cloud/fault"
+	"hayloft/disk/localstore"
+)
+
+// complete is the content of a base's mark.
+type complete struct {
+	Size  int64     `json:"size"`  // length of Data in bytes
+	Bytes int64     `json:"bytes"` // that it takes up
+	used  time.Time // of the mark's file: when the base was last handed out
+}
+
+func readComplete(dir string, kind localstore.Kind) (complete, error) {
+	var c complete
+	path := filepath.Join(dir, completeName(kind))
+	fi, err := os.Stat(path)
+	if err != nil {
+		return c, err
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return c, err
+	}
+	if err := json.Unmarshal(text, &c); err != nil {
+		return c, err
+	}
+	c.used = fi.ModTime()
+	fi, err = os.Stat(basePath(dir, kind))
+	if err == nil && kind == localstore.Data && fi.Size() != c.Size {
+		err = fault.Errorf(fault.Corrupt, "base %s: %d bytes instead of %d", dir, fi.Size(), c.Size)
+	}
+	return c, err
+}
+
+func basePath(dir string, kind localstore.Kind) string {
+	if kind == localstore.Tree {
+		return filepath.Join(dir, "tree", "root")
+	}
+	return filepath.Join(dir, "data")
+}
+
+// Find implements localstore.Store.
+func (s *Store) Find(_ context.Context, digest string, kind localstore.Kind) (string, error) {
+	dir, err := s.dir(digest)
+	if err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.bases[baseKey{digest, kind}]
+	if b == nil {
+		return "", nil
+	}
+	if _, err := readComplete(dir, kind); err != nil { // somebody else removed or cut it
+		s.Log.Warn("base is no longer whole", "digest", digest, "error", err)
+		delete(s.bases, baseKey{digest, kind})
+		return "", os.RemoveAll(filepath.Join(dir, completeName(kind)))
+	}
+	b.used = time.Now()
+	_ = os.Chtimes(filepath.Join(dir, completeName(kind)), b.used, b.used) // for the order of eviction only
+	return basePath(dir, kind), nil
+}
+
+// builder implements localstore.Builder.
+type builder struct {
+	store  *Store
+	digest string
+	kind   localstore.Kind
+	dir    string
+	part   string   // what is being built
+	file   *os.File // data, or the directory of a tree; holds the lock
+
+	mu    sync.Mutex
+	ended bool
+}
+
+// Build implements localstore.Store.
+func (s *Store) Build(_ context.Context, digest string, kind localstore.Kind) (localstore.Builder, error) {
+	dir, err := s.dir(digest)
+	if err != nil {
+		return nil, err
+	}
+	b := &builder{store: s, digest: digest, kind: kind, dir: dir}
+	s.mu.Lock() // against the removal of the empty directory by another builder
+	defer s.mu.Unlock()
+	if err := s.makeDir(dir); err != nil {
+		return nil, s.errorf(err)
+	}
+	if kind == localstore.Tree {
+		if b.part, err = os.MkdirTemp(dir, "tree"+partMark); err == nil {
+			b.file, err = os.Open(b.part)
+		}
+		if err == nil {
+			err = os.Mkdir(b.Path(), 0o755)
+		}
+	} else if b.file, err = os.CreateTemp(dir, "data"+partMark); err == nil {
+		b.part = b.file.Name()
+	}
+	if err == nil {
+		err = unix.Flock(int(b.file.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		return nil, errors.Join(s.errorf(err), b.drop())
+	}
+	return b, nil
+}
+
+func (b *builder) Path() string {
+	if b.kind == localstore.Tree {
+		return filepath.Join(b.part, "root")
+	}
+	return b.part
+}
+
+func (b *builder) SetSize(size int64) error { return b.file.Truncate(size) }
+
+func (b *builder) WriteAt(p []byte, offset int64) (int, error) {
+	n, err := b.file.WriteAt(p, offset)
+	if err == nil {
+		// A hint only: by the time of fsync most is on the disk.
+		_ = unix.SyncFileRange(int(b.file.Fd()), offset, int64(n), unix.SYNC_FILE_RANGE_WRITE)
+	}
+	return n, err
+}
+
+// File is for sharing blocks with a source.
+func (b *builder) File() *os.File { return b.file }
+
+func (b *builder) Commit(_ context.Context, index []byte) (string, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended {
+		return "", fault.Errorf(fault.WrongState, "base %s: building has ended", b.digest)
+	}
+	mark, err := b.makeDurable()
+	if err != nil {
+		return "", b.store.errorf(err)
+	}
+	b.store.mu.Lock()
+	defer b.store.mu.Unlock()
+	key := baseKey{b.digest, b.kind}
+	if _, taken := b.store.bases[key]; !taken {
+		if err := b.place(mark, index); err != nil {
+			return "", b.store.errorf(err)
+		}
+		b.store.bases[key] = &base{bytes: mark.Bytes, used: time.Now()}
+	}
+	b.ended = true
+	return basePath(b.dir, b.kind), b.drop()
+}
+
+// makeDurable gives the base its final rights and has all of it on the disk.
+func (b *builder) makeDurable() (complete, error) {
+	if b.kind == localstore.Tree {
+		bytes, err := treeBytes(b.part)
+		if err != nil {
+			return complete{}, err
+		}
+		return complete{Bytes: bytes}, unix.Syncfs(int(b.file.Fd()))
+	}
+	if os.Geteuid() == 0 {
+		if err := b.file.Chown(0, b.store.GID); err != nil {
+			return complete{}, err
+		}
+	}
+	if err := b.file.Chmod(0o440); err != nil {
+		return complete{}, err
+	}
+	if err := b.file.Sync(); err != nil {
+		return complete{}, err
+	}
+	fi, err := b.file.Stat()
+	if err != nil {
+		return complete{}, err
+	}
+	return complete{Size: fi.Size(), Bytes: fi.Sys().(*syscall.Stat_t).Blocks * 512}, nil
+}
+
+func treeBytes(dir string) (int64, error) {
+	var bytes int64
+	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		fi, err := d.Info()
+		if err == nil {
+			bytes += fi.Sys().(*syscall.Stat_t).Blocks * 512
+		}
+		return err
+	})
+	return bytes, err
+}
+
+// place moves the parts to their names: content, index, and last the mark.
+func (b *builder) place(mark complete, index []byte) error {
+	final := filepath.Join(b.dir, string(b.kind))
+	if err := removeTree(final); err != nil { // not marked, so of no worth
+		return err
+	}
+	if err := os.Rename(b.part, final); err != nil {
+		return err
+	}
+	b.part = ""
+	if index != nil {
+		if err := writeDurable(filepath.Join(b.dir, "index"), index, 0o400); err != nil {
+			return err
+		}
+	}
+	text, err := json.Marshal(mark)
+	if err != nil {
+		return err
+	}
+	if err := writeDurable(filepath.Join(b.dir, completeName(b.kind)), text, 0o400); err != nil {
+		return err
+	}
+	return syncDir(b.store.baseRoot())
+}
+
+func (b *builder) Abort() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended {
+		return nil
+	}
+	b.ended = true
+	b.store.mu.Lock()
+	defer b.store.mu.Unlock()
+	return b.drop()
+}
+
+// drop removes the part and, when nothing else is there, the base's directory.
+func (b *builder) drop() error {
+	var errs []error
+	if b.part != "" {
+		errs = append(errs, removeTree(b.part))
+	}
+	if b.file != nil {
+		errs = append(errs, b.file.Close())
+	}
+	_ = os.Remove(b.dir) // fails unless empty
+	return errors.Join(errs...)
+}
+
+// evict removes a base; the caller holds the lock and knows that nobody uses it.
+func (s *Store) evict(key baseKey) error {
+	dir, err := s.dir(key.digest)
+	if err != nil {
+		return err
+	}
+	delete(s.bases, key)
+	// The mark goes first: a crash from here on leaves a base that is not there.
+	if err := os.Remove(filepath.Join(dir, completeName(key.kind))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := syncDir(dir); err != nil {
+		return err
+	}
+	if err := removeTree(filepath.Join(dir, string(key.kind))); err != nil {
+		return err
+	}
+	if key.kind == localstore.Data {
+		if err := os.RemoveAll(filepath.Join(dir, "index")); err != nil {
+			return err
+		}
+	}
+	_ = os.Remove(dir)
+	s.Log.Info("base evicted to make room", "digest", key.digest, "kind", key.kind)
+	return nil
+}
+
+// writeDurable writes a file so that a crash leaves the old one or the new one.
+func writeDurable(path string, content []byte, mode fs.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+partMark)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err == nil {
+		err = errors.Join(f.Chmod(mode), f.Sync())
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
