@@ -34,7 +34,7 @@ func NextIDs(ctx context.Context, s Store, kind string, n, first int) (ids []int
 		}
 		next = max(next, first)
 	}
-	if next > MaxID-n {
+	if next > MaxID-n+1 {
 		return nil, nil, nil, fault.Errorf(fault.OutOfSpace, "%s: all ids up to %d are used", kind, MaxID)
 	}
 	ids = make([]int, n)

@@ -56,7 +56,7 @@ func (t Table[T]) ID(key string) (id int, ok bool) {
 		return 0, false
 	}
 	id, err := strconv.Atoi(digits)
-	return id, err == nil && t.Key(id) == key
+	return id, err == nil && id >= 0 && t.Key(id) == key
 }
 
 // Get reads one value and its revision. fault.NotFound, naming kind and id, when there is none;

@@ -58,11 +58,33 @@ func Connect(ctx context.Context, cfg ClientConfig) (*Store, error) {
 		class := classOf(err)
 		if ctx.Err() != nil {
 			class = fault.Unavailable
-			err = fmt.Errorf("no answer within %v: %w", cfg.DialTimeout, err)
+			err = fmt.Errorf("no answer: %w%s", err, diagnosis(cfg.Endpoints))
 		}
 		return nil, fault.Errorf(class, "%s: %w", name, err)
 	}
 	return newStore(client, cfg.Prefix, name, cfg.ElectionTTL, nil), nil
+}
+
+// diagnosis says what a bare connection to each endpoint meets, as etcd's client only reports that its time
+// was up.
+func diagnosis(endpoints []string) (found string) {
+	for _, e := range endpoints {
+		network, address := "tcp", e
+		if u, err := url.Parse(e); err == nil && u.Host+u.Path != "" {
+			address = u.Host
+			if u.Scheme == "unix" {
+				network, address = "unix", u.Host+u.Path
+			}
+		}
+		conn, err := net.DialTimeout(network, address, 500*time.Millisecond)
+		if err != nil {
+			found += "; " + err.Error()
+			continue
+		}
+		conn.Close()
+		found += "; " + e + " accepts connections but etcd does not answer there"
+	}
+	return found
 }
 
 func (c *ClientConfig) normalize() error {
