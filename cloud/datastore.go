@@ -39,11 +39,23 @@ type Image struct {
 	Digest      string            `json:"digest,omitempty"`       // of the chunk index
 	Expect      string            `json:"expect,omitempty"`       // digest the import must find, ALGORITHM:HEX
 	Size        int64             `json:"size"`                   // virtual size
+	ObjectSize  int64             `json:"object_size,omitempty"`  // bytes of the object in the repository; raw: as Size
 	StoredBytes int64             `json:"stored_bytes,omitempty"` // allocated in the repository
 	SavedFrom   *SavedFrom        `json:"saved_from,omitempty"`   // made by disk-saveas
 	Error       string            `json:"error,omitempty"`
 	RegTime     int64             `json:"reg_time"`
 	Template    template.Template `json:"template"`
+}
+
+// Compatible reports whether machines of the hypervisor can use the image as a disk, and if not, why.
+func (i *Image) Compatible(hypervisor string) (bool, string) {
+	switch {
+	case hypervisor == "lxc" && !i.Tree():
+		return false, "containers need an archive or squashfs, and it is " + i.Format
+	case hypervisor == "qemu" && i.Tree():
+		return false, "virtual machines need a disk image, and it is " + i.Format
+	}
+	return true, ""
 }
 
 // SavedFrom names the disk that an image is being or was saved from.

@@ -23,9 +23,9 @@ type Host struct {
 	Hypervisor []HostHypervisor  `json:"hypervisors,omitempty"`
 	Version    string            `json:"version,omitempty"` // of the agent
 	Error      string            `json:"error,omitempty"`
-	Session    string            `json:"session,omitempty"` // of its agent with a server, "" when it has none
-	Bases      []string          `json:"bases,omitempty"`   // digests of the images it holds complete
-	Orphans    []int             `json:"orphans,omitempty"` // machines found there that nobody ordered
+	Session    string            `json:"session,omitempty"`    // of its agent with a server, "" when it has none
+	Bases      []string          `json:"bases,omitempty"`      // digests of the images it holds complete
+	Orphans    []int             `json:"orphans,omitempty"`    // machines found there that nobody ordered
 	Attributes map[string]string `json:"attributes,omitempty"` // the administrator's, RESERVED_CPU and RESERVED_MEM among them
 }
 

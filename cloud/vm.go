@@ -1,6 +1,10 @@
 package cloud
 
-import "hayloft/cloud/template"
+import (
+	"slices"
+
+	"hayloft/cloud/template"
+)
 
 // VM is a machine, virtual or container.
 type VM struct {
@@ -28,8 +32,9 @@ type VM struct {
 	Simulated    map[string]string `json:"simulated,omitempty"`
 	Requirements string            `json:"sched_requirements,omitempty"`
 	Rank         string            `json:"sched_rank,omitempty"`
-	Template     template.Template `json:"template"`      // what OpenNebula keeps in TEMPLATE, as given
-	UserTemplate template.Template `json:"user_template"` // the rest
+	Template     template.Template `json:"template"`       // what OpenNebula keeps in TEMPLATE, as given
+	UserTemplate template.Template `json:"user_template"`  // the rest
+	Hold         bool              `json:"hold,omitempty"` // was created to be held
 	Error        string            `json:"error,omitempty"`
 	SchedMessage string            `json:"sched_message,omitempty"` // why it is not placed, host by host
 	Shutdown     int               `json:"shutdown_seconds,omitempty"`
@@ -46,6 +51,51 @@ type VM struct {
 
 // Phase returns state and LCM state as one.
 func (vm *VM) Phase() Phase { return Phase{vm.State, vm.LCM} }
+
+// ImageIDs lists the images that the machine uses, disks first, each once.
+func (vm *VM) ImageIDs() []int {
+	var ids []int
+	add := func(id int) {
+		if id >= 0 && !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	for _, d := range vm.Disks {
+		add(d.ImageID)
+	}
+	for _, f := range []*FileImage{vm.OS.Kernel, vm.OS.Initrd} {
+		if f != nil {
+			add(f.ImageID)
+		}
+	}
+	for _, f := range vm.ContextFiles {
+		add(f.ImageID)
+	}
+	return ids
+}
+
+// Resolve writes what the image is now into every place of the machine that uses it.
+func (vm *VM) Resolve(i *Image) {
+	vm.Disks = slices.Clone(vm.Disks)
+	for n := range vm.Disks {
+		d := &vm.Disks[n]
+		if d.ImageID == i.ID {
+			d.Source, d.Format, d.Digest, d.ImageSize = i.Source, i.Format, i.Digest, i.ObjectSize
+			d.Size = max(d.Size, i.Size)
+		}
+	}
+	file := func(f *FileImage) {
+		if f != nil && f.ImageID == i.ID {
+			f.Source, f.Digest, f.Size = i.Source, i.Digest, i.ObjectSize
+		}
+	}
+	file(vm.OS.Kernel)
+	file(vm.OS.Initrd)
+	vm.ContextFiles = slices.Clone(vm.ContextFiles)
+	for n := range vm.ContextFiles {
+		file(&vm.ContextFiles[n])
+	}
+}
 
 // Orders is what the machine's host has been told to do: the part of an assignment that changes.
 type Orders struct {

@@ -62,3 +62,9 @@ func (inv *Inventory) Leases(network int) []cloud.Lease {
 	})
 	return found
 }
+
+// NameKey is held by the object of a kind that has the name; kinds whose names are unique per owner are
+// given the owner's id, others 0.
+func NameKey(kind string, owner int, name string) string {
+	return fmt.Sprintf("name/%s/%d/%s", kind, owner, name)
+}

@@ -81,3 +81,12 @@ func (s *Subscription) Wait(ctx context.Context) ([]Change, error) {
 		}
 	}
 }
+
+// Touch tells subscribers to look at an object again although its record did not change.
+func (inv *Inventory) Touch(c Change) {
+	inv.mu.RLock()
+	defer inv.mu.RUnlock()
+	for sub := range inv.subs {
+		sub.add(c)
+	}
+}

@@ -67,7 +67,7 @@ func machine(vm *cloud.VM, c Catalog) (*wire.Machine, error) {
 		return nil, err
 	}
 	for _, d := range vm.Disks {
-		wd, err := disk(d, c)
+		wd, err := diskOf(d, c)
 		if err != nil {
 			return nil, err
 		}
@@ -98,7 +98,7 @@ func machine(vm *cloud.VM, c Catalog) (*wire.Machine, error) {
 	return m, nil
 }
 
-func disk(d cloud.Disk, c Catalog) (*wire.Disk, error) {
+func diskOf(d cloud.Disk, c Catalog) (*wire.Disk, error) {
 	w := &wire.Disk{Id: int32(d.ID), Size: d.Size, ReadOnly: d.ReadOnly, Cdrom: d.CDROM, Target: d.Target, Cache: d.Cache,
 		Discard: d.Discard, VolatileType: d.Volatile, Fs: d.FS, Mode: d.Mode}
 	if d.ImageID < 0 {

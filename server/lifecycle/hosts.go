@@ -15,8 +15,8 @@ const mebi = 1 << 20
 func (r *Recorder) Connected(ctx context.Context, host int, session string, hello *wire.Hello) error {
 	_, _, err := r.inv.Hosts.Update(ctx, host, func(h *cloud.Host) error {
 		h.Session, h.Version, h.Error = session, hello.Version, ""
-		if h.State != cloud.HostDisabled && h.State != cloud.HostOffline {
-			h.State = cloud.HostMonitored
+		if h.State != cloud.HostStateDisabled && h.State != cloud.HostStateOffline {
+			h.State = cloud.HostStateMonitored
 		}
 		return nil
 	})
@@ -91,10 +91,10 @@ func (r *Recorder) Gone(ctx context.Context, host int, session string) error {
 // giveUp marks a host without a session as failed and its machines as UNKNOWN.
 func (c *Controller) giveUp(ctx context.Context, id int) error {
 	host, _, err := c.inv.Hosts.Update(ctx, id, func(h *cloud.Host) error {
-		if h.Session != "" || h.State != cloud.HostMonitored {
+		if h.Session != "" || h.State != cloud.HostStateMonitored {
 			return fault.Errorf(fault.WrongState, "host %s is there again", h.Name)
 		}
-		h.State, h.Error = cloud.HostError, "its agent is not connected"
+		h.State, h.Error = cloud.HostStateError, "its agent is not connected"
 		return nil
 	}, c.fence)
 	if err != nil {
@@ -121,4 +121,3 @@ func (c *Controller) giveUp(ctx context.Context, id int) error {
 	}
 	return nil
 }
-

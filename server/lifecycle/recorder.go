@@ -115,10 +115,10 @@ func (r *Recorder) saved(ctx context.Context, tx *Txn, done map[*wire.SaveResult
 		if err != nil {
 			return err
 		}
-		image.State = cloud.ImageReady
+		image.State = cloud.ImageStateReady
 		image.Digest, image.Size, image.Format = result.Digest, result.Size, result.Format
 		if result.Error != "" {
-			image.State, image.Error = cloud.ImageError, result.Error
+			image.State, image.Error = cloud.ImageStateError, result.Error
 		}
 		op, err := r.inv.Images.PutOp(image.ID, image)
 		if err != nil {

@@ -1,0 +1,168 @@
+package lifecycle
+
+import (
+	"context"
+	"sync"
+
+	"hayloft/cloud"
+	"hayloft/cloud/fault"
+	"hayloft/disk"
+	"hayloft/disk/repository"
+	"hayloft/disk/repository/drivers"
+	"hayloft/image"
+	"hayloft/server/inventory"
+	"hayloft/store"
+)
+
+// importers take in the images that are LOCKED and have a path, and delete the content of those that
+// are being deleted. A server that comes up starts over with what it finds half-way.
+type importers struct {
+	c     *Controller
+	slots chan struct{}
+	group sync.WaitGroup
+	mu    sync.Mutex
+	busy  map[int]context.CancelFunc
+}
+
+func newImporters(c *Controller) *importers {
+	return &importers{c: c, slots: make(chan struct{}, max(1, c.Imports)), busy: map[int]context.CancelFunc{}}
+}
+
+func (m *importers) wait() {
+	m.mu.Lock()
+	for _, cancel := range m.busy {
+		cancel()
+	}
+	m.mu.Unlock()
+	m.group.Wait()
+}
+
+// start begins what has not begun yet, and stops imports of images that are to be deleted.
+func (m *importers) start(ctx context.Context) {
+	for _, img := range m.c.inv.AllImages() {
+		m.mu.Lock()
+		cancel, busy := m.busy[img.ID]
+		m.mu.Unlock()
+		switch {
+		case img.State == cloud.ImageStateLocked && img.SavedFrom == nil && !busy:
+			m.run(ctx, img, m.take)
+		case img.State == cloud.ImageStateDelete && busy:
+			cancel() // the import ends, which wakes the controller, and then the deletion starts
+		case img.State == cloud.ImageStateDelete:
+			m.run(ctx, img, m.remove)
+		}
+	}
+}
+
+func (m *importers) run(ctx context.Context, img cloud.Image, work func(context.Context, cloud.Image) error) {
+	ctx, cancel := context.WithCancel(ctx)
+	m.mu.Lock()
+	m.busy[img.ID] = cancel
+	m.mu.Unlock()
+	m.group.Go(func() {
+		defer func() {
+			cancel()
+			m.mu.Lock()
+			delete(m.busy, img.ID)
+			m.mu.Unlock()
+			m.c.inv.Touch(inventory.Change{Kind: cloud.KindImage, ID: img.ID})
+		}()
+		select {
+		case m.slots <- struct{}{}:
+			defer func() { <-m.slots }()
+		case <-ctx.Done():
+			return
+		}
+		if err := work(ctx, img); err != nil && ctx.Err() == nil {
+			m.c.log.Error("image work failed", "image", img.ID, "error", err)
+		}
+	})
+}
+
+func (m *importers) open(img cloud.Image) (repository.Repository, error) {
+	ds, err := m.c.inv.Datastore(img.DatastoreID)
+	if err != nil {
+		return nil, err
+	}
+	return drivers.Open(disk.Repository{ID: ds.ID, Driver: ds.Driver, Path: ds.BasePath})
+}
+
+// take imports one image and records the outcome.
+func (m *importers) take(ctx context.Context, img cloud.Image) error {
+	defer m.c.progress.dropImage(img.ID)
+	m.c.log.Info("image import", "image", img.ID, "from", img.Path)
+	info, err := m.content(ctx, img)
+	if err != nil && ctx.Err() != nil {
+		return err // stopped, not failed: it starts over, or is deleted
+	}
+	_, _, recorded := m.c.inv.Images.Update(ctx, img.ID, func(now *cloud.Image) error {
+		if now.State != cloud.ImageStateLocked {
+			return fault.Errorf(fault.WrongState, "image %d is %v", now.ID, now.State)
+		}
+		if err != nil {
+			now.State, now.Error = cloud.ImageStateError, err.Error()
+			return nil
+		}
+		now.State, now.Format, now.Digest = cloud.ImageStateReady, string(info.Format), info.Digest
+		now.Size, now.ObjectSize, now.StoredBytes = info.Size, info.ObjectSize, info.StoredBytes
+		return nil
+	}, m.c.fence)
+	if err == nil && recorded == nil {
+		m.c.log.Info("image READY", "image", img.ID, "digest", info.Digest)
+	}
+	if err != nil {
+		return err
+	}
+	return recorded
+}
+
+func (m *importers) content(ctx context.Context, img cloud.Image) (image.Info, error) {
+	repo, err := m.open(img)
+	if err != nil {
+		return image.Info{}, err
+	}
+	// Half of an earlier attempt may be there.
+	for _, name := range []string{image.IndexName(img.Source), img.Source} {
+		if err := repo.Delete(ctx, name); err != nil && !fault.Is(err, fault.NotFound) {
+			return image.Info{}, err
+		}
+	}
+	if img.Path == "" {
+		return image.Create(ctx, image.CreateOptions{Size: img.Size, To: repo, Name: img.Source})
+	}
+	return image.Import(ctx, image.ImportOptions{
+		Source: img.Path, Type: image.Type(img.Type.String()), Format: image.Format(img.Format), ExpectedDigest: img.Expect,
+		To: repo, Name: img.Source, Runner: m.c.Runner,
+		Report: func(done, total int64) { m.c.progress.setImage(img.ID, done, total) },
+	})
+}
+
+// remove deletes an image whose deletion has been decided, content first.
+func (m *importers) remove(ctx context.Context, img cloud.Image) error {
+	repo, err := m.open(img)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{img.Source, image.IndexName(img.Source)} {
+		if err := repo.Delete(ctx, name); err != nil && !fault.Is(err, fault.NotFound) {
+			_, _, recorded := m.c.inv.Images.Update(ctx, img.ID, func(now *cloud.Image) error {
+				now.State, now.Error = cloud.ImageStateError, "deletion: "+err.Error()
+				return nil
+			}, m.c.fence)
+			if recorded != nil {
+				return recorded
+			}
+			return err
+		}
+	}
+	_, revision, err := m.c.inv.Images.Get(ctx, img.ID)
+	if err != nil {
+		return err
+	}
+	_, err = m.c.inv.Store.Txn(ctx, []store.Cond{m.c.fence, m.c.inv.Images.Cond(img.ID, revision)}, []store.Op{
+		m.c.inv.Images.DelOp(img.ID), store.Del(inventory.NameKey(cloud.KindImage, img.UID, img.Name))})
+	if err == nil {
+		m.c.log.Info("image deleted", "image", img.ID)
+	}
+	return err
+}

@@ -1,0 +1,179 @@
+package operation
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"hayloft/cloud"
+	"hayloft/cloud/fault"
+	"hayloft/cloud/template"
+	"hayloft/store"
+)
+
+const mebi = 1 << 20
+
+// CreateImage registers an image from a template: NAME, PATH (a file or URL that the server reads) or
+// SIZE (MB, for an empty DATABLOCK or OS), TYPE, PERSISTENT, DEV_PREFIX, FORMAT, and DIGEST
+// (ALGORITHM:HEX) that the file must have. The image is LOCKED until its content has been taken in.
+func (o *Operations) CreateImage(ctx context.Context, t template.Template, datastore int) (int, error) {
+	img, err := o.imageOf(t)
+	if err != nil {
+		return 0, err
+	}
+	if datastore < 0 {
+		datastore = cloud.DefaultDatastore
+		if fileType(img.Type) {
+			datastore = cloud.FilesDatastore
+		}
+	}
+	ds, err := o.Inv.Datastore(datastore)
+	if err != nil {
+		return 0, err
+	}
+	want := cloud.DatastoreTypeImage
+	if fileType(img.Type) {
+		want = cloud.DatastoreTypeFile
+	}
+	if ds.Type != want {
+		return 0, fault.Errorf(fault.Invalid, "image %s: images of type %v go into a datastore of type %v, and datastore %s is a %v",
+			img.Name, img.Type, want, ds.Name, ds.Type)
+	}
+	img.DatastoreID, img.RegTime, img.State = datastore, o.Now().Unix(), cloud.ImageStateLocked
+	return o.newImage(ctx, img, nil)
+}
+
+// newImage writes an image's record, as part of a transaction with more.
+func (o *Operations) newImage(ctx context.Context, img cloud.Image, with func(id int) ([]store.Cond, []store.Op, error)) (int, error) {
+	return create(ctx, o, creation[cloud.Image]{
+		table: o.Inv.Images, owner: img.UID, name: img.Name,
+		build: func(id int) (cloud.Image, []store.Cond, []store.Op, error) {
+			img.ID, img.Source = id, fmt.Sprintf("image-%d", id)
+			if with == nil {
+				return img, nil, nil, nil
+			}
+			conds, ops, err := with(id)
+			return img, conds, ops, err
+		},
+	})
+}
+
+func fileType(t cloud.ImageType) bool {
+	return t == cloud.ImageTypeKernel || t == cloud.ImageTypeRamdisk || t == cloud.ImageTypeContext
+}
+
+func (o *Operations) imageOf(t template.Template) (cloud.Image, error) {
+	name, err := o.name(t, "image")
+	if err != nil {
+		return cloud.Image{}, err
+	}
+	img := cloud.Image{Name: name, Template: t}
+	bad := func(format string, args ...any) (cloud.Image, error) {
+		return img, fault.Errorf(fault.Invalid, "image "+name+": "+format, args...)
+	}
+	if text, ok := t.Get("TYPE"); ok {
+		if img.Type, err = cloud.ParseImageType(text); err != nil {
+			return bad("%w", err)
+		}
+	}
+	if img.Persistent, _, err = t.Bool("PERSISTENT"); err != nil {
+		return bad("%w", err)
+	}
+	img.Path, _ = t.Get("PATH")
+	if !strings.Contains(img.Path, "://") && img.Path != "" && !filepath.IsAbs(img.Path) {
+		return bad("PATH %q is not an absolute path", img.Path)
+	}
+	size, sized, err := t.Int("SIZE")
+	if err != nil {
+		return bad("%w", err)
+	}
+	img.Size = int64(size) * mebi
+	switch {
+	case img.Path == "" && !sized:
+		return bad("needs PATH, or SIZE for an empty one")
+	case img.Path == "" && (size <= 0 || size > 1<<24):
+		return bad("SIZE is %d MB", size)
+	case img.Path == "" && img.Type != cloud.ImageTypeDatablock && img.Type != cloud.ImageTypeOS:
+		return bad("a %v cannot be empty: needs PATH", img.Type)
+	case img.Persistent && (fileType(img.Type) || img.Type == cloud.ImageTypeCDROM):
+		return bad("a %v cannot be persistent", img.Type)
+	}
+	img.Format, _ = t.Get("FORMAT")
+	img.Expect, _ = t.Get("DIGEST")
+	if img.Expect == "" {
+		for _, algorithm := range []string{"SHA256", "SHA1", "MD5"} {
+			if hex, ok := t.Get(algorithm); ok {
+				img.Expect = strings.ToLower(algorithm) + ":" + hex
+			}
+		}
+	}
+	return img, nil
+}
+
+// DeleteImage marks an image for deletion, unless a machine uses it; its content goes next.
+func (o *Operations) DeleteImage(ctx context.Context, id int) error {
+	was := cloud.ImageStateInit
+	_, revision, err := o.Inv.Images.Update(ctx, id, func(img *cloud.Image) error {
+		if img.State == cloud.ImageStateDelete {
+			return nil
+		}
+		was, img.State = img.State, cloud.ImageStateDelete
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	// No machine can begin to use the image from that revision on; those that did before are seen now.
+	if err := o.Inv.WaitFor(ctx, revision); err != nil {
+		return err
+	}
+	users := o.ImageUsers(id)
+	if len(users) == 0 || was == cloud.ImageStateInit {
+		return nil
+	}
+	img, revision, err := o.Inv.Images.Update(ctx, id, func(img *cloud.Image) error {
+		img.State = was
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := o.Inv.WaitFor(ctx, revision); err != nil {
+		return err
+	}
+	return fault.Errorf(fault.Busy, "image %s is used by %d machines, vm %d among them", img.Name, len(users), users[0])
+}
+
+// ImageUsers lists the machines that use an image.
+func (o *Operations) ImageUsers(id int) []int {
+	var users []int
+	for _, row := range o.Inv.VMRows(func(vm *cloud.VM) bool {
+		return (vm.State != cloud.StateDone || vm.HostID >= 0) && contains(vm.ImageIDs(), id)
+	}) {
+		users = append(users, row.ID)
+	}
+	return users
+}
+
+// SetPersistent makes an unused image persistent, or not.
+func (o *Operations) SetPersistent(ctx context.Context, id int, persistent bool) error {
+	img, err := o.Inv.Image(id)
+	if err != nil {
+		return err
+	}
+	if users := o.ImageUsers(id); len(users) > 0 {
+		return fault.Errorf(fault.Busy, "image %s is used by vm %d", img.Name, users[0])
+	}
+	if persistent && (fileType(img.Type) || img.Type == cloud.ImageTypeCDROM) {
+		return fault.Errorf(fault.Invalid, "image %s: a %v cannot be persistent", img.Name, img.Type)
+	}
+	_, revision, err := o.Inv.Images.Update(ctx, id, func(img *cloud.Image) error {
+		img.Persistent = persistent
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return o.Inv.WaitFor(ctx, revision)
+}
