@@ -49,7 +49,10 @@ func EnrollTLS(t Token) *tls.Config {
 	})
 }
 
-var errOther = fault.Errorf(fault.Permission, "not a server of this installation: its certificate is by another authority")
+// OtherInstallation is in the words of the error when a server is of another cluster.
+const OtherInstallation = "not a server of this installation"
+
+var errOther = fault.Errorf(fault.Permission, OtherInstallation+": its certificate is by another authority")
 
 // clientTLS verifies the server's certificate by hand, for words that say what is wrong, against the root
 // that trust picks.

@@ -1,0 +1,88 @@
+package agent
+
+import (
+	"context"
+
+	"hayloft/cloud/fault"
+	"hayloft/disk"
+	"hayloft/hypervisor"
+	"hayloft/wire"
+)
+
+// saveDisks does the disk saves that have no result yet, one after the other. A result is remembered until
+// the server no longer lists its operation. An agent that dies on the way saves again, over the same name.
+func (p *pass) saveDisks(ctx context.Context) error {
+	for _, save := range p.want.Saves {
+		if p.r.Saves[save.Operation] != nil || p.r.Disks != ready {
+			continue
+		}
+		if err := p.busy(ctx, savingDisk); err != nil {
+			return err
+		}
+		result := new(saveResult)
+		done, err := p.saveDisk(ctx, save)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			result.Error, result.Class = err.Error(), fault.ClassOf(err).String()
+		} else {
+			result.Digest, result.Size, result.Format = done.Digest, done.Size, done.Format
+		}
+		err = p.note(ctx, "note disk saved", func(r *reached) {
+			if r.Saves == nil {
+				r.Saves = make(map[uint64]*saveResult)
+			}
+			r.Saves[save.Operation] = result
+		})
+		if err != nil {
+			return err
+		}
+		p.showAgain()
+	}
+	return nil
+}
+
+func (p *pass) saveDisk(ctx context.Context, save *wire.SaveDisk) (saved disk.Saved, err error) {
+	var source *wire.Disk
+	for _, d := range p.want.GetMachine().GetDisks() {
+		if d.Id == save.Disk {
+			source = d
+		}
+	}
+	if source == nil {
+		return saved, fault.Errorf(fault.NotFound, "machine %d: it has no disk %d", p.vm(), save.Disk)
+	}
+	giveBack, err := hold(ctx, p.slots.prepare)
+	if err != nil {
+		return saved, err
+	}
+	defer giveBack()
+	copied := func() error {
+		return p.step(ctx, "save disk", func() (err error) {
+			saved, err = p.cfg.Way.SaveAs(ctx, p.id(), p.dir(), spec(source, p.needs().tree), repository(save.Repository), save.Name, p.progressOf(save))
+			return err
+		})
+	}
+	lives, err := p.settle(ctx)
+	if err != nil || !lives {
+		if err == nil {
+			err = copied()
+		}
+		return saved, err
+	}
+	freezer, ok := p.driver.(hypervisor.Freezer)
+	if !ok {
+		return saved, fault.Errorf(fault.Unsupported, "machine %d: %s cannot save disks of a running machine; power it off or suspend it first", p.vm(), p.driver.Name())
+	}
+	return saved, freezer.Freeze(ctx, p.id(), copied)
+}
+
+func (p *pass) progressOf(save *wire.SaveDisk) func(disk.Progress) {
+	return func(done disk.Progress) {
+		if done.Step == "" {
+			done.Step = "save " + save.Name
+		}
+		p.progress(done)
+	}
+}
