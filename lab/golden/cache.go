@@ -15,12 +15,12 @@ import (
 )
 
 // recipeVersion changes the key when the Go code that makes the images changes what is in them.
-const recipeVersion = "1"
+const recipeVersion = "2"
 
 // key names a set: the versions of its packages and everything of ours that goes into it.
 func key(p packages) (string, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "%s\n%s\n%s\n%v %v\n", recipeVersion, p.describe(), Cmdline, bootModules, cdromModules)
+	fmt.Fprintf(h, "%s\n%s\n%s\n%v %v\n", recipeVersion, p.describe(), CmdlinePC, bootModules, cdromModules)
 	err := fs.WalkDir(recipe, ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err

@@ -74,7 +74,7 @@ func makeDisk(ctx context.Context, run command.Runner, scratch, image, kernel, i
 		return err
 	}
 	config := filepath.Join(scratch, "syslinux.cfg")
-	text := "DEFAULT tiny\nPROMPT 0\nLABEL tiny\n  LINUX /vmlinuz\n  INITRD /initrd\n  APPEND " + Cmdline + "\n"
+	text := "DEFAULT tiny\nPROMPT 0\nLABEL tiny\n  LINUX /vmlinuz\n  INITRD /initrd\n  APPEND " + CmdlinePC + "\n"
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return err
 	}

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"runtime"
 
+	"github.com/klauspost/compress/zstd"
+
 	"hayloft/cloud/fault"
 	"hayloft/internal/command"
 )
@@ -160,13 +162,22 @@ func (s source) makeMachine(ctx context.Context, scratch string, set Set) error 
 	return makeDisk(ctx, s.packages.run, scratch, set.Disk, set.Kernel, set.Initrd, root)
 }
 
+// makeInitrd compresses with zstd: next to the others it costs the guest the same CPU time or less, and saves
+// memory and reading.
 func makeInitrd(name string, t *tree) error {
 	file, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	if err := writeCPIO(file, t); err != nil {
+	compressed, err := zstd.NewWriter(file, zstd.WithEncoderLevel(zstd.SpeedBestCompression))
+	if err != nil {
+		return err
+	}
+	if err := writeCPIO(compressed, t); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if err := compressed.Close(); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return file.Close()

@@ -27,7 +27,7 @@ func (s source) initrdTree(ctx context.Context) (*tree, error) {
 	errs := []error{s.addBusybox(ctx, t), t.file("init", 0o755, init), addModules(t, release, modules),
 		t.file("lib/modules/boot", 0o644, []byte(strings.Join(bootModules, " "))),
 		t.file("lib/modules/cdrom", 0o644, []byte(strings.Join(cdromModules, " ")))}
-	for _, dir := range []string{"dev", "proc", "root"} {
+	for _, dir := range []string{"dev", "proc", "sys", "root"} {
 		errs = append(errs, t.dir(dir, 0o755))
 	}
 	return t, errors.Join(errs...)

@@ -18,7 +18,10 @@ read_context() {
 
 set_name() {
 	name=${SET_HOSTNAME:-$HOSTNAME}
-	[ -n "$name" ] || return 0
+	if [ -z "$name" ]; then
+		name=$(hostname)
+		[ "$name" != "(none)" ] || read -r name </etc/hostname
+	fi
 	hostname "$name"
 	echo "$name" >/etc/hostname
 	echo "127.0.0.1 localhost $name" >/etc/hosts
@@ -87,7 +90,6 @@ start_ssh() {
 }
 
 say_ready() {
-	[ -n "$name" ] || name=$(hostname)
 	echo "tiny: $name ready at${address:- no address}"
 }
 

@@ -3,6 +3,7 @@
 export PATH=/bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
+mount -t sysfs sys /sys
 modprobe -a $(cat /lib/modules/boot)
 mount -t ext4 LABEL=tiny /root 2>/dev/null || {
 	more=1
@@ -18,16 +19,18 @@ mount -t ext4 LABEL=tiny /root 2>/dev/null || {
 		sleep 0.2
 	done
 }
-mount -t iso9660 -o ro LABEL=CONTEXT /root/run/context 2>/dev/null || {
+context() { mount -t iso9660 -o ro LABEL=CONTEXT /root/run/context 2>/dev/null; }
+context || {
 	[ -n "$more" ] || modprobe -a $(cat /lib/modules/cdrom)
 	n=0
-	until mount -t iso9660 -o ro LABEL=CONTEXT /root/run/context 2>/dev/null; do
+	# A CD-ROM answers a while after its driver is there; with no controller nothing will come.
+	until context; do
 		n=$((n + 1))
-		[ $n -lt 10 ] && [ -d /sys/class/ata_port -o -d /proc/scsi ] || break
+		[ $n -lt 10 ] && [ -e /sys/class/scsi_host/host0 ] || break
 		sleep 0.2
 	done
 }
-mount -t sysfs sys /root/sys
+mount -o move /sys /root/sys
 mount -o move /proc /root/proc
 mount -o move /dev /root/dev
 exec switch_root /root /sbin/init
