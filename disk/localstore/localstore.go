@@ -34,7 +34,8 @@ type Store interface {
 	Bases(ctx context.Context) ([]string, error)
 	// Pin keeps a base from making room, until release; those in the records of machines are kept anyway.
 	Pin(digest string) (release func())
-	// PutMachine remembers a machine durably, DropMachine forgets it (no error when there is none).
+	// PutMachine remembers a machine durably, DropMachine forgets it (no error when there is none). Calls for
+	// one machine come one at a time.
 	PutMachine(ctx context.Context, m Machine) error
 	DropMachine(ctx context.Context, id int) error
 	// Machines lists what is remembered, by id.
@@ -43,7 +44,7 @@ type Store interface {
 
 // Reservation is space counted but not yet used.
 type Reservation interface {
-	// Grow counts more bytes, counted and now.
+	// Grow counts bytes more, which must be free and are written right after.
 	Grow(ctx context.Context, bytes int64) error
 	// Release gives all of it back: what was used is seen on the file system by then. More than once is fine.
 	Release()

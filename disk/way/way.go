@@ -1,12 +1,22 @@
 // Package way puts repositories and local stores together to the way of a disk on one host: it implements disk.Way.
+//
+// This first version copies a base whole before a machine starts (mode OFFLINE of a non-persistent image), puts
+// an overlay on top, and hands persistent images to their machine in place (mode NONE).
 package way
 
 import (
 	"context"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk"
+	"hayloft/disk/localstore"
+	"hayloft/disk/localstore/file"
+	"hayloft/disk/repository"
+	"hayloft/disk/repository/drivers"
 	"hayloft/internal/command"
 )
 
@@ -23,36 +33,101 @@ type Config struct {
 // Way implements disk.Way.
 type Way struct {
 	config Config
+	store  localstore.Store
+	open   func(disk.Repository) (repository.Repository, error)
+
+	mu      sync.Mutex
+	locks   map[int]*machineLock
+	flights map[flightKey]*flight
 }
 
 var _ disk.Way = (*Way)(nil)
 
 // New opens the local store under c.Root and removes what a crash left half-made there.
-func New(c Config) (*Way, error) { return &Way{config: c}, nil }
+func New(c Config) (*Way, error) {
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.Runner == nil {
+		c.Runner = command.Exec{}
+	}
+	if c.Host == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return nil, err
+		}
+		c.Host = name
+	}
+	store, err := file.Open(file.Config{Root: c.Root, Max: c.Max, GID: c.GID, Log: c.Log})
+	if err != nil {
+		return nil, err
+	}
+	return &Way{
+		config: c, store: store, open: drivers.Open,
+		locks: map[int]*machineLock{}, flights: map[flightKey]*flight{},
+	}, nil
+}
 
-var errBuilding = fault.Errorf(fault.Unsupported, "the way of a disk: being built")
+// machineLock serialises what is done for one machine; free has one token.
+type machineLock struct {
+	free  chan struct{}
+	users int
+}
 
-func (w *Way) Prepare(ctx context.Context, r disk.Request, report func(disk.Progress)) (disk.Prepared, error) {
-	return disk.Prepared{}, errBuilding
+// lock waits for its turn with a machine.
+func (w *Way) lock(ctx context.Context, machine int) (unlock func(), err error) {
+	w.mu.Lock()
+	l := w.locks[machine]
+	if l == nil {
+		l = &machineLock{free: make(chan struct{}, 1)}
+		l.free <- struct{}{}
+		w.locks[machine] = l
+	}
+	l.users++
+	w.mu.Unlock()
+	leave := func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(w.locks, machine)
+		}
+	}
+	select {
+	case <-l.free:
+		return func() { l.free <- struct{}{}; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, ctx.Err()
+	}
 }
-func (w *Way) Remove(ctx context.Context, machine int, dir string) error { return errBuilding }
-func (w *Way) SaveAs(ctx context.Context, machine int, dir string, spec disk.Spec, to disk.Repository, name string, report func(disk.Progress)) (disk.Saved, error) {
-	return disk.Saved{}, errBuilding
+
+// Capacity implements disk.Way.
+func (w *Way) Capacity(ctx context.Context) (disk.Capacity, error) { return w.store.Capacity(ctx) }
+
+// Bases implements disk.Way.
+func (w *Way) Bases(ctx context.Context) ([]string, error) { return w.store.Bases(ctx) }
+
+// Machines implements disk.Way.
+func (w *Way) Machines(ctx context.Context) ([]int, error) {
+	list, err := w.store.Machines(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]int, len(list))
+	for i, m := range list {
+		ids[i] = m.ID
+	}
+	return ids, nil
 }
-func (w *Way) Stash(ctx context.Context, machine int, dir string, extra []string, to disk.Repository) error {
-	return errBuilding
+
+func checkDir(machine int, dir string) error {
+	if !filepath.IsAbs(dir) || filepath.Clean(dir) == "/" {
+		return fault.Errorf(fault.Invalid, "machine %d: directory %q", machine, dir)
+	}
+	return nil
 }
-func (w *Way) Unstash(ctx context.Context, r disk.Request, from disk.Repository, report func(disk.Progress)) (disk.Prepared, error) {
-	return disk.Prepared{}, errBuilding
+
+// owner of persistent images that this host's machine uses.
+func (w *Way) owner(machine int) repository.Owner {
+	return repository.Owner{Host: w.config.Host, Machine: machine}
 }
-func (w *Way) DropStash(ctx context.Context, machine int, from disk.Repository) error {
-	return errBuilding
-}
-func (w *Way) Resize(ctx context.Context, machine int, dir string, diskID int, size int64) error {
-	return errBuilding
-}
-func (w *Way) Capacity(ctx context.Context) (disk.Capacity, error) {
-	return disk.Capacity{}, errBuilding
-}
-func (w *Way) Bases(ctx context.Context) ([]string, error)  { return nil, errBuilding }
-func (w *Way) Machines(ctx context.Context) ([]int, error) { return nil, errBuilding }

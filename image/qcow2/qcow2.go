@@ -103,3 +103,27 @@ func extension(h []byte, kind uint32, data string) []byte {
 	}
 	return h
 }
+
+// Read reads size and backing path of an overlay; fault.Corrupt when r is none.
+func Read(r io.ReaderAt) (Overlay, error) {
+	h := make([]byte, headerLength)
+	if _, err := r.ReadAt(h, 0); err != nil {
+		return Overlay{}, fault.Errorf(fault.Corrupt, "qcow2 header: %w", err)
+	}
+	be := binary.BigEndian
+	if string(h[:4]) != "QFI\xfb" || be.Uint32(h[4:]) != 3 {
+		return Overlay{}, fault.Errorf(fault.Corrupt, "not a qcow2 file of version 3")
+	}
+	o := Overlay{Size: int64(be.Uint64(h[24:]))}
+	if offset, length := be.Uint64(h[8:]), be.Uint32(h[16:]); offset != 0 {
+		if offset > clusterSize || length > maxBackingLen {
+			return Overlay{}, fault.Errorf(fault.Corrupt, "qcow2 header: backing file name of %d bytes at %d", length, offset)
+		}
+		name := make([]byte, length)
+		if _, err := r.ReadAt(name, int64(offset)); err != nil {
+			return Overlay{}, fault.Errorf(fault.Corrupt, "qcow2 header: %w", err)
+		}
+		o.Backing = string(name)
+	}
+	return o, nil
+}

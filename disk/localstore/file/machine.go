@@ -46,17 +46,17 @@ func (s *Store) loadMachines() error {
 	return nil
 }
 
-// PutMachine implements localstore.Store.
+// PutMachine implements localstore.Store. The caller serialises per machine.
 func (s *Store) PutMachine(_ context.Context, m localstore.Machine) error {
 	text, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if err := writeDurable(s.machinePath(m.ID), text, 0o600); err != nil {
 		return s.errorf(err)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.machines[m.ID] = m
 	return nil
 }

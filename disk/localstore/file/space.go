@@ -31,7 +31,15 @@ func (s *Store) Reserve(_ context.Context, what string, counted, now int64) (loc
 }
 
 func (r *reservation) Grow(_ context.Context, bytes int64) error {
-	return r.add(usage{bytes, bytes})
+	if err := r.add(usage{bytes, bytes}); err != nil {
+		return err
+	}
+	// Written at once, so the file system counts it from here on.
+	r.store.mu.Lock()
+	defer r.store.mu.Unlock()
+	r.usage.now -= bytes
+	r.store.reserved.now -= bytes
+	return nil
 }
 
 func (r *reservation) add(more usage) error {

@@ -1,0 +1,197 @@
+package way
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"hayloft/cloud/fault"
+	"hayloft/disk"
+	"hayloft/disk/device"
+	"hayloft/disk/localstore"
+	"hayloft/disk/repository"
+	"hayloft/image/qcow2"
+	"hayloft/internal/command"
+)
+
+// overlay makes a qcow2 of the machine's own on the shared base. One that is there already is kept.
+func (p *preparation) overlay(ctx context.Context, spec disk.Spec, record *diskRecord) (device.Device, error) {
+	base, err := p.base(ctx, *spec.Image, localstore.Data)
+	if err != nil {
+		return device.Device{}, err
+	}
+	path := diskPath(p.request.Dir, spec.ID)
+	d := device.Device{Kind: device.File, Path: path, Format: device.QCOW2}
+	there, err := readOverlay(path)
+	switch {
+	case err == nil && there.Backing == base:
+		return d, own(path, p.request.UID, p.request.GID)
+	case err == nil: // made on another host, or for another local store
+		_, err := p.way.config.Runner.Run(ctx, command.Cmd{Name: "qemu-img", Args: []string{"rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", base, path}})
+		if err != nil {
+			return d, err
+		}
+		return d, own(path, p.request.UID, p.request.GID)
+	case !errors.Is(err, fs.ErrNotExist):
+		return d, err
+	}
+	p.progress(disk.Progress{Step: fmt.Sprintf("overlay %d", spec.ID)})
+	return d, p.newFile(path, func(f *os.File) error {
+		return qcow2.Write(f, qcow2.Overlay{Size: record.Size, Backing: base, BackingFormat: "raw"})
+	})
+}
+
+func readOverlay(path string) (qcow2.Overlay, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return qcow2.Overlay{}, err
+	}
+	defer f.Close()
+	return qcow2.Read(f)
+}
+
+// newFile makes a file that is whole and the machine's as soon as it has its name.
+func (p *preparation) newFile(path string, fill func(*os.File) error) (err error) {
+	f, err := os.OpenFile(path+".part", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(path+".part"))
+		}
+	}()
+	err = fill(f)
+	if err == nil && os.Geteuid() == 0 {
+		err = f.Chown(p.request.UID, p.request.GID)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(path+".part", path); err != nil {
+		return err
+	}
+	p.back.Push(func() error { return os.RemoveAll(path) })
+	return nil
+}
+
+// whole is the base itself: read-only disks need nothing of their own.
+func (p *preparation) whole(ctx context.Context, spec disk.Spec) (device.Device, error) {
+	base, err := p.base(ctx, *spec.Image, localstore.Data)
+	return device.Device{Kind: device.File, Path: base, Format: device.Raw, ReadOnly: true}, err
+}
+
+// persistent hands the source itself to the machine.
+func (p *preparation) persistent(ctx context.Context, spec disk.Spec, record *diskRecord) (device.Device, error) {
+	img, w := spec.Image, p.way
+	fail := func(err error) (device.Device, error) {
+		return device.Device{}, fmt.Errorf("image %d (%s): %w", img.ID, img.Name, err)
+	}
+	repo, err := w.open(img.Repository)
+	if err != nil {
+		return fail(err)
+	}
+	ownable, ok := repo.(repository.Ownable)
+	if !ok {
+		return fail(fault.Errorf(fault.Unsupported, "persistent images need a repository whose files this host has, datastore %d has driver %s",
+			img.Repository.ID, img.Repository.Driver))
+	}
+	owner := w.owner(p.request.Machine)
+	path, err := ownable.Own(ctx, img.Source, owner, p.request.UID, p.request.GID)
+	if err != nil {
+		return fail(err)
+	}
+	if p.former == nil || p.former.disk(spec.ID) == nil { // else it may be running on it
+		p.back.Push(func() error { return ownable.Disown(context.WithoutCancel(ctx), img.Source, owner) })
+	}
+	if err := growFile(path, record.Size); err != nil {
+		return fail(err)
+	}
+	return device.Device{Kind: device.File, Path: path, Format: device.Raw, ReadOnly: spec.ReadOnly}, nil
+}
+
+// growFile makes a raw disk larger, never smaller.
+func growFile(path string, size int64) error {
+	fi, err := os.Stat(path)
+	if err != nil || fi.Size() >= size {
+		return err
+	}
+	return os.Truncate(path, size)
+}
+
+// tree puts directories of the machine's own on the shared tree.
+func (p *preparation) tree(ctx context.Context, spec disk.Spec) (device.Device, error) {
+	lower, err := p.base(ctx, *spec.Image, localstore.Tree)
+	if err != nil {
+		return device.Device{}, err
+	}
+	d := device.Device{Kind: device.Directory, Lower: lower, ReadOnly: spec.ReadOnly}
+	if spec.ReadOnly {
+		return d, nil
+	}
+	dir := diskPath(p.request.Dir, spec.ID)
+	d.Upper, d.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	if _, err := os.Lstat(dir); err == nil {
+		return d, nil
+	}
+	p.progress(disk.Progress{Step: fmt.Sprintf("overlay %d", spec.ID)})
+	part := dir + ".part"
+	if err := removeAll(part); err != nil { // of a crash
+		return d, err
+	}
+	p.back.Push(func() error { return removeAll(part) })
+	for _, sub := range []string{"", "upper", "work"} {
+		if err := os.Mkdir(filepath.Join(part, sub), 0o700); err != nil {
+			return d, err
+		}
+	}
+	// The merged root looks like the upper directory.
+	if err := copyAttributes(lower, filepath.Join(part, "upper")); err != nil {
+		return d, err
+	}
+	if err := os.Rename(part, dir); err != nil {
+		return d, err
+	}
+	p.back.Push(func() error { return removeAll(dir) })
+	return d, nil
+}
+
+// copyAttributes gives a directory owner, mode and times of another.
+func copyAttributes(from, to string) error {
+	fi, err := os.Stat(from)
+	if err != nil {
+		return err
+	}
+	st := fi.Sys().(*syscall.Stat_t)
+	if err := own(to, int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	if err := os.Chmod(to, fi.Mode()); err != nil {
+		return err
+	}
+	return os.Chtimes(to, fi.ModTime(), fi.ModTime())
+}
+
+// removeAll also removes what has directories of mode 0, such as overlayfs's work directory, when we are not root.
+func removeAll(path string) error {
+	err := os.RemoveAll(path)
+	if !errors.Is(err, unix.EACCES) {
+		return err
+	}
+	_ = filepath.WalkDir(path, func(dir string, d fs.DirEntry, _ error) error {
+		if d != nil && d.IsDir() {
+			_ = os.Chmod(dir, 0o700)
+		}
+		return nil
+	})
+	return os.RemoveAll(path)
+}

@@ -1,0 +1,206 @@
+package way
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"hayloft/cloud/fault"
+	"hayloft/disk"
+	"hayloft/disk/localstore"
+	"hayloft/disk/repository"
+	"hayloft/image"
+	"hayloft/image/archive"
+	"hayloft/internal/command"
+)
+
+// Limits of what an archive unpacks to on a host; the local store's own limit comes on top.
+const (
+	maxTreeBytes   = 16 << 40
+	maxTreeMembers = 4_000_000
+)
+
+// fetch brings a base to this host whole, verified chunk by chunk. The index comes first: its own digest is the
+// image's, so from then on nothing that the repository says is believed unchecked.
+func (w *Way) fetch(ctx context.Context, img disk.Image, kind localstore.Kind, report func(done, total int64)) (path string, read int64, err error) {
+	fail := func(err error) (string, int64, error) {
+		return "", read, fmt.Errorf("image %d (%s): %w", img.ID, img.Name, err)
+	}
+	repo, err := w.open(img.Repository)
+	if err != nil {
+		return fail(err)
+	}
+	index, err := readIndex(ctx, repo, img)
+	if err != nil {
+		return fail(err)
+	}
+	read += int64(len(index.Marshal()))
+	src, err := repo.Open(ctx, img.Source)
+	if err != nil {
+		return fail(err)
+	}
+	defer src.Close()
+	if src.Size() != index.Length() {
+		return fail(fault.Errorf(fault.Corrupt, "object %s has %d bytes instead of %d", img.Source, src.Size(), index.Length()))
+	}
+	w.config.Log.Info("fetch base", "image", img.ID, "name", img.Name, "digest", img.Digest, "bytes", index.DataBytes())
+	var n int64
+	if kind == localstore.Tree {
+		path, n, err = w.fetchTree(ctx, img, index, src, report)
+	} else {
+		path, n, err = w.fetchData(ctx, img, index, src, report)
+	}
+	read += n
+	if err != nil {
+		return fail(err)
+	}
+	return path, read, nil
+}
+
+func readIndex(ctx context.Context, repo repository.Repository, img disk.Image) (*image.Index, error) {
+	if _, err := image.ParseDigest(img.Digest); err != nil {
+		return nil, err
+	}
+	name := image.IndexName(img.Source)
+	src, err := repo.Open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	index, err := image.ReadIndex(src, src.Size(), img.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("object %s: %w", name, err)
+	}
+	return index, nil
+}
+
+func (w *Way) fetchData(ctx context.Context, img disk.Image, index *image.Index, src repository.Source, report func(done, total int64)) (string, int64, error) {
+	b, read, err := w.buildData(ctx, img, index, src, report)
+	if err != nil {
+		return "", read, err
+	}
+	path, err := b.Commit(ctx, index.Marshal())
+	return path, read, errors.Join(err, b.Abort())
+}
+
+// buildData copies the bytes into a base that is not committed yet.
+func (w *Way) buildData(ctx context.Context, img disk.Image, index *image.Index, src repository.Source, report func(done, total int64)) (_ localstore.Builder, read int64, err error) {
+	need := index.DataBytes()
+	reservation, err := w.store.Reserve(ctx, "base", need, need)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer reservation.Release() // by then it is on the disk, or gone
+	b, err := w.store.Build(ctx, img.Digest, localstore.Data)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.Abort())
+		}
+	}()
+	if shared, err := share(ctx, index, src, b); shared || err != nil {
+		return b, need, err
+	}
+	if err := b.SetSize(index.Length()); err != nil {
+		return nil, 0, err
+	}
+	read, err = index.CopyTo(ctx, b, src, func(done int64) { report(done, need) })
+	if err != nil {
+		return nil, read, fmt.Errorf("object %s: %w", img.Source, err)
+	}
+	return b, read, nil
+}
+
+// share has the base use the source's own blocks where the file system can, and verifies what it got.
+func share(ctx context.Context, index *image.Index, src repository.Source, b localstore.Builder) (bool, error) {
+	from, ok := src.(repository.Cloner)
+	into, file := b.(interface{ File() *os.File })
+	if !ok || !file {
+		return false, nil
+	}
+	if err := from.CloneTo(into.File()); err != nil {
+		if fault.Is(err, fault.Unsupported) {
+			return false, nil
+		}
+		return false, err
+	}
+	got, _, err := image.Scan(ctx, nil, into.File(), index.Length(), nil)
+	if err != nil {
+		return false, err
+	}
+	if got.Digest() == index.Digest() {
+		return true, nil
+	}
+	return false, b.SetSize(0) // the copy will say which chunk it is
+}
+
+// fetchTree unpacks an archive on the way in. Only verified chunks reach the decompressor.
+func (w *Way) fetchTree(ctx context.Context, img disk.Image, index *image.Index, src repository.Source, report func(done, total int64)) (path string, read int64, err error) {
+	reservation, err := w.store.Reserve(ctx, "tree", 0, 0)
+	if err != nil {
+		return "", 0, err
+	}
+	defer reservation.Release()
+	b, err := w.store.Build(ctx, img.Digest, localstore.Tree)
+	if err != nil {
+		return "", 0, err
+	}
+	defer func() { err = errors.Join(err, b.Abort()) }()
+	format := image.Format(img.Format)
+	switch {
+	case format.IsTar():
+		counted := &countingReader{r: index.Reader(src), total: index.Length(), report: report}
+		_, err = archive.Unpack(ctx, bufio.NewReaderSize(counted, 1<<20), b.Path(), archive.Options{
+			Name: img.Source, Compression: format.Compression(), Size: maxTreeBytes, Members: maxTreeMembers,
+		}, func(size int64) error { return reservation.Grow(ctx, size) })
+		read = counted.done
+	case format == image.SquashFS:
+		read, err = w.unsquash(ctx, img, index, src, b.Path(), report)
+	default:
+		err = fault.Errorf(fault.Unsupported, "format %s has no directory tree in it", img.Format)
+	}
+	if err != nil {
+		return "", read, err
+	}
+	path, err = b.Commit(ctx, nil)
+	return path, read, err
+}
+
+// unsquash copies the squashfs to the host for as long as it is unpacked.
+func (w *Way) unsquash(ctx context.Context, img disk.Image, index *image.Index, src repository.Source, dir string, report func(done, total int64)) (int64, error) {
+	packed, read, err := w.buildData(ctx, img, index, src, report)
+	if err != nil {
+		return read, err
+	}
+	defer packed.Abort()
+	_, err = w.config.Runner.Run(ctx, command.Cmd{Name: "unsquashfs", Args: []string{"-q", "-n", "-f", "-d", dir, packed.Path()}})
+	if err != nil {
+		return read, err
+	}
+	return read, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type()&fs.ModeDevice != 0 {
+			err = fault.Errorf(fault.Invalid, "squashfs %s: member %q: is a device node", img.Source, path[len(dir):])
+		}
+		return err
+	})
+}
+
+type countingReader struct {
+	r           io.Reader
+	done, total int64
+	report      func(done, total int64)
+}
+
+func (c *countingReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.done += int64(n)
+	c.report(c.done, c.total)
+	return n, err
+}

@@ -1,0 +1,116 @@
+package way
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"hayloft/disk"
+	"hayloft/disk/localstore"
+)
+
+type flightKey struct {
+	digest string
+	kind   localstore.Kind
+}
+
+// flight is one base on its way to this host, and everybody who waits for it. It flies as long as one does.
+type flight struct {
+	cancel context.CancelFunc
+	ended  chan struct{}
+	path   string
+	read   int64
+	err    error
+
+	mu        sync.Mutex
+	listeners map[*listener]bool
+}
+
+type listener struct{ report func(done, total int64) }
+
+func (f *flight) report(done, total int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for l := range f.listeners {
+		l.report(done, total)
+	}
+}
+
+// base gives the path of a complete base, fetched when it is not there yet: once, however many ask. read is what
+// the repository was asked for on behalf of this caller. The caller has pinned the digest.
+func (w *Way) base(ctx context.Context, img disk.Image, kind localstore.Kind, report func(done, total int64)) (path string, read int64, err error) {
+	key := flightKey{img.Digest, kind}
+	for {
+		if err := ctx.Err(); err != nil {
+			return "", 0, err
+		}
+		w.mu.Lock()
+		f := w.flights[key]
+		first := f == nil
+		if first {
+			// Looked for under the lock: a flight that ended has its base in the store.
+			path, err := w.store.Find(ctx, img.Digest, kind)
+			if err != nil || path != "" {
+				w.mu.Unlock()
+				return path, 0, err
+			}
+			f = w.start(ctx, key, img)
+		}
+		me := &listener{report}
+		f.mu.Lock()
+		f.listeners[me] = true
+		f.mu.Unlock()
+		w.mu.Unlock()
+
+		select {
+		case <-f.ended:
+		case <-ctx.Done():
+		}
+		w.leave(key, f, me)
+		if err := ctx.Err(); err != nil {
+			return "", 0, err
+		}
+		if errors.Is(f.err, context.Canceled) {
+			continue // the flight was given up just before we came
+		}
+		if first {
+			read = f.read
+		}
+		return f.path, read, f.err
+	}
+}
+
+// start begins a flight that outlives its first caller if others wait. The caller holds w.mu.
+func (w *Way) start(ctx context.Context, key flightKey, img disk.Image) *flight {
+	flying, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	f := &flight{cancel: cancel, ended: make(chan struct{}), listeners: map[*listener]bool{}}
+	w.flights[key] = f
+	go func() {
+		defer close(f.ended)
+		defer cancel()
+		f.path, f.read, f.err = w.fetch(flying, img, key.kind, f.report)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.flights[key] == f {
+			delete(w.flights, key)
+		}
+	}()
+	return f
+}
+
+// leave ends a flight that nobody waits for any more, and waits until nothing of it is left.
+func (w *Way) leave(key flightKey, f *flight, me *listener) {
+	w.mu.Lock()
+	f.mu.Lock()
+	delete(f.listeners, me)
+	last := len(f.listeners) == 0
+	f.mu.Unlock()
+	if last && w.flights[key] == f {
+		delete(w.flights, key)
+	}
+	w.mu.Unlock()
+	if last {
+		f.cancel()
+		<-f.ended
+	}
+}

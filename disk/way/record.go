@@ -1,0 +1,108 @@
+package way
+
+import (
+	"context"
+	"encoding/json"
+	"path/filepath"
+	"strconv"
+
+	"hayloft/cloud/fault"
+	"hayloft/disk"
+	"hayloft/disk/localstore"
+)
+
+// kind of a machine's disk on this host.
+type kind string
+
+const (
+	overlay    kind = "overlay"    // qcow2 on a base
+	whole      kind = "base"       // the base itself, read-only
+	persistent kind = "persistent" // the source itself
+	volatile   kind = "volatile"   // a raw file of its own
+	tree       kind = "tree"       // a directory on an unpacked archive
+)
+
+// diskRecord is what is remembered of one disk.
+type diskRecord struct {
+	ID         int              `json:"id"`
+	Kind       kind             `json:"kind"`
+	Size       int64            `json:"size"` // bytes promised
+	Digest     string           `json:"digest,omitempty"`
+	ReadOnly   bool             `json:"read_only,omitempty"`
+	Repository *disk.Repository `json:"repository,omitempty"` // of a persistent image
+	Source     string           `json:"source,omitempty"`
+}
+
+// details is what the local store keeps for us with each machine.
+type details struct {
+	Disks    []diskRecord `json:"disks"`
+	Stashing string       `json:"stashing,omitempty"` // token of a stash that has begun
+}
+
+type record struct {
+	localstore.Machine
+	details
+}
+
+func (r *record) disk(id int) *diskRecord {
+	for i := range r.Disks {
+		if r.Disks[i].ID == id {
+			return &r.Disks[i]
+		}
+	}
+	return nil
+}
+
+// promised is what the machine's own disks may grow to, in bytes.
+func (r *record) promised() (bytes int64) {
+	for _, d := range r.Disks {
+		if d.Kind == overlay || d.Kind == volatile || d.Kind == tree && !d.ReadOnly {
+			bytes += d.Size
+		}
+	}
+	return bytes
+}
+
+// record of a machine, nil when there is none.
+func (w *Way) record(ctx context.Context, machine int) (*record, error) {
+	list, err := w.store.Machines(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range list {
+		if m.ID != machine {
+			continue
+		}
+		r := &record{Machine: m}
+		if err := json.Unmarshal(m.Details, &r.details); err != nil {
+			return nil, fault.Errorf(fault.Corrupt, "machine %d: record: %w", machine, err)
+		}
+		return r, nil
+	}
+	return nil, nil
+}
+
+// recordOf is record for what needs one.
+func (w *Way) recordOf(ctx context.Context, machine int) (*record, error) {
+	r, err := w.record(ctx, machine)
+	if err == nil && r == nil {
+		err = fault.Errorf(fault.NotFound, "machine %d has no disks on this host", machine)
+	}
+	return r, err
+}
+
+func (w *Way) putRecord(ctx context.Context, r *record) error {
+	text, err := json.Marshal(r.details)
+	if err != nil {
+		return err
+	}
+	r.Details, r.Promised = text, r.promised()
+	return w.store.PutMachine(ctx, r.Machine)
+}
+
+func disksDir(dir string) string { return filepath.Join(dir, "disks") }
+
+// diskPath is where a machine's own part of a disk is: a file, or for trees a directory.
+func diskPath(dir string, id int) string {
+	return filepath.Join(disksDir(dir), "disk."+strconv.Itoa(id))
+}

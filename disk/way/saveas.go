@@ -1,0 +1,209 @@
+package way
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/klauspost/compress/gzip"
+	"golang.org/x/sys/unix"
+
+	"hayloft/cloud/fault"
+	"hayloft/disk"
+	"hayloft/disk/localstore"
+	"hayloft/disk/repository"
+	"hayloft/image"
+	"hayloft/image/archive"
+	"hayloft/internal/command"
+)
+
+// SaveAs implements disk.Way: a disk becomes a sparse raw object, a directory tree a tar.gz.
+func (w *Way) SaveAs(ctx context.Context, machine int, dir string, spec disk.Spec, to disk.Repository, name string, report func(disk.Progress)) (disk.Saved, error) {
+	unlock, err := w.lock(ctx, machine)
+	if err != nil {
+		return disk.Saved{}, err
+	}
+	defer unlock()
+	saved, err := w.saveAs(ctx, machine, spec.ID, to, name, func(done, total int64) {
+		if report != nil {
+			report(disk.Progress{Step: "save " + name, Done: done, Total: total})
+		}
+	})
+	if err != nil {
+		return disk.Saved{}, fmt.Errorf("machine %d: disk %d: save as %s: %w", machine, spec.ID, name, err)
+	}
+	w.config.Log.Info("disk saved", "machine", machine, "disk", spec.ID, "object", name, "digest", saved.Digest)
+	return saved, nil
+}
+
+func (w *Way) saveAs(ctx context.Context, machine, id int, to disk.Repository, name string, report func(done, total int64)) (_ disk.Saved, err error) {
+	if err := image.CheckName(name); err != nil {
+		return disk.Saved{}, err
+	}
+	if strings.HasSuffix(name, image.IndexSuffix) {
+		return disk.Saved{}, fault.Errorf(fault.Invalid, "object name %q: %s is for chunk indexes", name, image.IndexSuffix)
+	}
+	r, err := w.recordOf(ctx, machine)
+	if err != nil {
+		return disk.Saved{}, err
+	}
+	d := r.disk(id)
+	if d == nil {
+		return disk.Saved{}, fault.Errorf(fault.NotFound, "no such disk")
+	}
+	repo, err := w.open(to)
+	if err != nil {
+		return disk.Saved{}, err
+	}
+	out, err := repo.Create(ctx, name)
+	if err != nil {
+		return disk.Saved{}, err
+	}
+	var index *image.Index
+	format := image.Raw
+	if d.Kind == tree {
+		format = image.TarGzip
+		index, err = w.saveTree(ctx, r.Dir, *d, out)
+	} else {
+		index, err = w.saveDisk(ctx, r, *d, out, report)
+	}
+	if err != nil {
+		return disk.Saved{}, errors.Join(err, out.Abort())
+	}
+	if err := image.Publish(ctx, repo, name, out, index); err != nil {
+		return disk.Saved{}, err
+	}
+	return disk.Saved{Digest: index.Digest(), Size: index.Length(), Format: string(format)}, nil
+}
+
+// saveDisk flattens: what the machine wrote over what the base has.
+func (w *Way) saveDisk(ctx context.Context, r *record, d diskRecord, out repository.Writer, report func(done, total int64)) (*image.Index, error) {
+	path := diskPath(r.Dir, d.ID)
+	switch d.Kind {
+	case overlay:
+		return w.flatten(ctx, path, out, report)
+	case whole:
+		base, err := w.store.Find(ctx, d.Digest, localstore.Data)
+		if err == nil && base == "" {
+			err = fault.Errorf(fault.NotFound, "base %s is not on this host", d.Digest)
+		}
+		if err != nil {
+			return nil, err
+		}
+		path = base
+	case persistent:
+		var err error
+		if path, err = w.ownedPath(ctx, r.ID, d); err != nil {
+			return nil, err
+		}
+	}
+	return copyFile(ctx, path, out, report)
+}
+
+// copyFile copies a local raw file sparsely, with its index.
+func copyFile(ctx context.Context, path string, out repository.Writer, report func(done, total int64)) (*image.Index, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if err := out.SetSize(fi.Size()); err != nil {
+		return nil, err
+	}
+	index, _, err := image.Scan(ctx, out, sparseFile{f, fi.Size()}, fi.Size(), func(done int64) { report(done, fi.Size()) })
+	return index, err
+}
+
+func (w *Way) flatten(ctx context.Context, path string, out repository.Writer, report func(done, total int64)) (*image.Index, error) {
+	o, err := readOverlay(path)
+	if err != nil {
+		return nil, err
+	}
+	local, ok := out.(repository.Local)
+	if !ok {
+		return nil, fault.Errorf(fault.Unsupported, "saving a disk needs a repository with local files")
+	}
+	report(0, o.Size)
+	// -U: QEMU has the disk open while the machine is frozen.
+	_, err = w.config.Runner.Run(ctx, command.Cmd{Name: "qemu-img", Args: []string{"convert", "-q", "-U", "-W", "-S", "64k",
+		"-f", "qcow2", "-O", "raw", path, local.LocalPath()}})
+	var e *command.Error
+	if errors.As(err, &e) && strings.Contains(e.Stderr, "No space left") {
+		err = fault.As(fault.OutOfSpace, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	index, _, err := image.Scan(ctx, nil, out, o.Size, func(done int64) { report(done, o.Size) })
+	return index, err
+}
+
+// saveTree packs what the container sees.
+func (w *Way) saveTree(ctx context.Context, dir string, d diskRecord, out repository.Writer) (*image.Index, error) {
+	lower, err := w.store.Find(ctx, d.Digest, localstore.Tree)
+	if err == nil && lower == "" {
+		err = fault.Errorf(fault.NotFound, "base %s is not on this host", d.Digest)
+	}
+	if err != nil {
+		return nil, err
+	}
+	upper := filepath.Join(diskPath(dir, d.ID), "upper")
+	if d.ReadOnly {
+		upper = ""
+	}
+	stream := &appender{w: out}
+	packed, err := gzip.NewWriterLevel(stream, gzip.BestSpeed)
+	if err != nil {
+		return nil, err
+	}
+	skipped, err := archive.Pack(ctx, packed, lower, upper)
+	if err = errors.Join(err, packed.Close()); err != nil {
+		return nil, err
+	}
+	if len(skipped) > 0 {
+		w.config.Log.Info("device nodes and sockets not saved", "disk", d.ID, "paths", skipped)
+	}
+	index, _, err := image.Scan(ctx, nil, out, stream.offset, nil)
+	return index, err
+}
+
+// appender writes an object front to back, in pieces worth a system call.
+type appender struct {
+	w      io.WriterAt
+	offset int64
+}
+
+func (a *appender) Write(p []byte) (int, error) {
+	n, err := a.w.WriteAt(p, a.offset)
+	a.offset += int64(n)
+	return n, err
+}
+
+// sparseFile knows its holes.
+type sparseFile struct {
+	*os.File
+	size int64
+}
+
+// NextData implements image.Extents.
+func (f sparseFile) NextData(offset int64) (start, end int64, err error) {
+	start, err = unix.Seek(int(f.Fd()), offset, unix.SEEK_DATA)
+	switch {
+	case errors.Is(err, unix.ENXIO), err == nil && start >= f.size:
+		return 0, 0, io.EOF
+	case errors.Is(err, unix.EINVAL):
+		return offset, f.size, nil
+	case err != nil:
+		return 0, 0, err
+	}
+	end, err = unix.Seek(int(f.Fd()), start, unix.SEEK_HOLE)
+	return start, min(end, f.size), err
+}
