@@ -2,6 +2,8 @@ package lifecycle
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"sync"
 
 	"hayloft/cloud"
@@ -46,6 +48,8 @@ func (m *importers) start(ctx context.Context) {
 		switch {
 		case img.State == cloud.ImageStateLocked && img.SavedFrom == nil && !busy:
 			m.run(ctx, img, m.take)
+		case img.State == cloud.ImageStateLocked && img.SavedFrom != nil && !busy && m.abandoned(img):
+			m.run(ctx, img, m.abandon)
 		case img.State == cloud.ImageStateDelete && busy:
 			cancel() // the import ends, which wakes the controller, and then the deletion starts
 		case img.State == cloud.ImageStateDelete:
@@ -135,6 +139,26 @@ func (m *importers) content(ctx context.Context, img cloud.Image) (image.Info, e
 		To: repo, Name: img.Source, Runner: m.c.Runner,
 		Report: func(done, total int64) { m.c.progress.setImage(img.ID, done, total) },
 	})
+}
+
+// abandoned reports whether no machine has the order any more to save a disk as this image.
+func (m *importers) abandoned(img cloud.Image) bool {
+	vm, err := m.c.inv.VM(img.SavedFrom.VM)
+	return err != nil || !slices.ContainsFunc(vm.Orders.Saves, func(s cloud.SaveDisk) bool { return s.Operation == img.SavedFrom.Operation })
+}
+
+func (m *importers) abandon(ctx context.Context, img cloud.Image) error {
+	_, _, err := m.c.inv.Images.Update(ctx, img.ID, func(now *cloud.Image) error {
+		if now.State != cloud.ImageStateLocked {
+			return fault.Errorf(fault.WrongState, "image %d is %v", now.ID, now.State)
+		}
+		now.State, now.Error = cloud.ImageStateError, fmt.Sprintf("vm %d went away before its disk was saved", now.SavedFrom.VM)
+		return nil
+	}, m.c.fence)
+	if fault.Is(err, fault.WrongState) {
+		return nil
+	}
+	return err
 }
 
 // remove deletes an image whose deletion has been decided, content first.

@@ -46,10 +46,14 @@ func (o *Operations) CreateImage(ctx context.Context, t template.Template, datas
 
 // newImage writes an image's record, as part of a transaction with more.
 func (o *Operations) newImage(ctx context.Context, img cloud.Image, with func(id int) ([]store.Cond, []store.Op, error)) (int, error) {
+	saved := img.SavedFrom
 	return create(ctx, o, creation[cloud.Image]{
 		table: o.Inv.Images, owner: img.UID, name: img.Name,
 		build: func(id int) (cloud.Image, []store.Cond, []store.Op, error) {
 			img.ID, img.Source = id, fmt.Sprintf("image-%d", id)
+			if saved != nil {
+				img.SavedFrom = &cloud.SavedFrom{VM: saved.VM, Disk: saved.Disk, Operation: uint64(id) + 1}
+			}
 			if with == nil {
 				return img, nil, nil, nil
 			}

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"hayloft/cloud"
+	"hayloft/cloud/expression"
 	"hayloft/cloud/fault"
 	"hayloft/cloud/template"
 )
@@ -190,8 +191,11 @@ func (o *Operations) rawAndSimulated(t template.Template, vm *cloud.VM) error {
 func (o *Operations) scheduling(t template.Template, vm *cloud.VM) error {
 	vm.Requirements, _ = t.Get("SCHED_REQUIREMENTS")
 	vm.Rank, _ = t.Get("SCHED_RANK")
-	if _, err := scheduleExpressions(vm.Requirements, vm.Rank); err != nil {
-		return err
+	if _, err := expression.ParseBool(vm.Requirements); err != nil {
+		return fault.Errorf(fault.Invalid, "SCHED_REQUIREMENTS: %w", err)
+	}
+	if _, err := expression.ParseRank(vm.Rank); err != nil {
+		return fault.Errorf(fault.Invalid, "SCHED_RANK: %w", err)
 	}
 	seconds, _, err := t.Int("SHUTDOWN_TIMEOUT")
 	if err != nil || seconds < 0 {

@@ -53,6 +53,7 @@ type Host struct {
 	Used   Demand
 	VMs    int             // machines on it
 	placed int             // in this pass
+	ids    []int           // of the machines on it
 	bases  map[string]bool // digests counted as there or on their way
 }
 
@@ -68,6 +69,7 @@ func (h *Host) Add(vm *cloud.VM) {
 	h.Used.MemoryMB += d.MemoryMB
 	h.Used.DiskMB += d.DiskMB
 	h.VMs++
+	h.ids = append(h.ids, vm.ID)
 }
 
 // demand is what the machine takes of this host: with the bases that are not there yet.
@@ -97,19 +99,10 @@ func (h *Host) learn(digest string) {
 // Placement says that a machine goes to a host.
 type Placement struct{ VM, Host int }
 
-// Requirement decides whether a host fulfils a machine's SCHED_REQUIREMENTS, Rank what SCHED_RANK makes
-// of it. Both are given the expression's text; an error refuses the host.
-type Requirement func(expression string, h *Host) (bool, error)
-
-// Rank gives the value of a SCHED_RANK expression for a host.
-type Rank func(expression string, h *Host) (float64, error)
-
 // Scheduler holds what does not change between passes.
 type Scheduler struct {
-	Policy      Policy
-	Limits      Limits
-	Requirement Requirement
-	Rank        Rank
+	Policy Policy
+	Limits Limits
 }
 
 // Pass places what it can, in the order given, and says of every other machine it looked at why no host
@@ -141,7 +134,7 @@ func (s Scheduler) choose(vm *cloud.VM, hosts []*Host) (best *Host, why string) 
 		var rank float64
 		if reason == "" && vm.Rank != "" {
 			var err error
-			if rank, err = s.Rank(vm.Rank, h); err != nil {
+			if rank, err = Value(vm.Rank, h); err != nil {
 				reason = "SCHED_RANK: " + err.Error()
 			}
 		}
@@ -196,12 +189,12 @@ func (s Scheduler) refuse(vm *cloud.VM, h *Host) string {
 		return fmt.Sprintf("has %d MB of local disk free, %d needed", free, d.DiskMB)
 	}
 	if vm.Requirements != "" {
-		ok, err := s.Requirement(vm.Requirements, h)
+		ok, why, err := Evaluate(vm.Requirements, h)
 		if err != nil {
 			return "SCHED_REQUIREMENTS: " + err.Error()
 		}
 		if !ok {
-			return "does not meet SCHED_REQUIREMENTS"
+			return "does not meet SCHED_REQUIREMENTS: " + why
 		}
 	}
 	if s.Limits.MaxHost > 0 && h.placed >= s.Limits.MaxHost {
