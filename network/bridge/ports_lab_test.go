@@ -198,6 +198,7 @@ func TestHundredPortsAtOnce(t *testing.T) {
 		if names, err := d.Ports(ctx); err != nil || len(names) != count {
 			t.Errorf("%d ports, %v", len(names), err)
 		}
+		each("ensure again,", func(int) error { return d.Ensure(ctx, n) })
 		each("unplug", func(i int) error { return d.Unplug(ctx, tapPort(i).Name) })
 		for _, tap := range taps {
 			check(t, tap.Close())
