@@ -45,9 +45,12 @@ func setIn(dir string, p packages) Set {
 	}
 }
 
+// filler makes the files of a set in dir; scratch is a directory for whatever it needs on the way.
+type filler func(ctx context.Context, scratch, dir string) error
+
 // cached returns the set of p from the cache. A set's directory appears by a rename when all of it is on disk,
 // so a directory that is there is complete.
-func cached(ctx context.Context, o Options, p packages) (Set, error) {
+func cached(ctx context.Context, o Options, p packages, fill filler) (Set, error) {
 	name, err := key(p)
 	if err != nil {
 		return Set{}, err
@@ -79,7 +82,7 @@ func cached(ctx context.Context, o Options, p packages) (Set, error) {
 	if err := os.Mkdir(fresh, 0o755); err != nil {
 		return Set{}, err
 	}
-	if err := makeSet(ctx, o, p, scratch, fresh); err != nil {
+	if err := fill(ctx, scratch, fresh); err != nil {
 		return Set{}, err
 	}
 	if err := publish(fresh, final); err != nil {

@@ -82,7 +82,9 @@ func Build(ctx context.Context, o Options) (Set, error) {
 	if err != nil {
 		return Set{}, err
 	}
-	return cached(ctx, o, p)
+	return cached(ctx, o, p, func(ctx context.Context, scratch, dir string) error {
+		return makeSet(ctx, o, p, scratch, dir)
+	})
 }
 
 func checkTools() error {
