@@ -70,6 +70,7 @@ type Agent struct {
 	log     *slog.Logger
 	pace    pace
 	hook    func(vm int64, point string) // failpoints of tests; nil otherwise
+	noSync  bool                         // of tests in which only the agent dies, never the host
 	records *records
 	listers map[string]*lister
 	slots   slots
@@ -207,6 +208,7 @@ func (a *Agent) open(ctx context.Context) error {
 	if a.records, err = openRecords(a.cfg.StateDir); err != nil {
 		return err
 	}
+	a.records.db.NoSync = a.noSync
 	a.ctx = ctx
 	if err := a.load(); err != nil {
 		return errors.Join(err, a.records.close())

@@ -25,6 +25,7 @@ func (p *pass) settle(ctx context.Context) (lives bool, err error) {
 		return false, fmt.Errorf("%w: %w", errUnsure, err)
 	}
 	d, listed := domains[p.vm()]
+	p.listed = listed
 	if alive(d) {
 		return p.settleLiving(ctx, d)
 	}

@@ -24,7 +24,8 @@ func (p *pass) goalGone(ctx context.Context) error {
 	if err := p.clear(ctx); err != nil {
 		return failed(wire.Step_STEP_REMOVE, err)
 	}
-	if p.want.Unstash || p.r.DropStash {
+	// A stash that this host never got to use may be what another host is to use.
+	if p.want.Unstash || p.r.DropStash && p.r.RunEpoch != 0 {
 		if p.want.System == nil {
 			return failed(wire.Step_STEP_REMOVE, fault.Errorf(fault.Invalid, "machine %d: the assignment does not say where its stash is", p.vm()))
 		}
@@ -71,6 +72,7 @@ func (p *pass) finish(ctx context.Context, name string, phase wire.Phase, disks 
 	p.releaseUnused(ctx)
 	err := p.end(ctx, name, phase, func(r *reached) {
 		r.Disks, r.Domain, r.Ports, r.Extra, r.DropStash = disks, noDomain, nil, nil, false
+		r.RunEpoch = 0
 	})
 	ring(p.hostBell)
 	return err

@@ -81,6 +81,7 @@ func (p *pass) prepare(ctx context.Context) (prepared disk.Prepared, err error) 
 	if first {
 		err = p.note(ctx, "note preparing", func(r *reached) {
 			r.Timing.PrepareStart = time.Now().UnixNano()
+			r.RepositoryBytes, r.GivenBytes = 0, 0
 			if r.Disks != stashed {
 				r.Disks = preparing
 			}
@@ -166,11 +167,18 @@ func (p *pass) boot(ctx context.Context, prepared disk.Prepared) (err error) {
 		}
 		m.Restore = p.memory()
 	}
+	if p.listed { // so that an ended domain found after "starting" is this start's, not the one before
+		err := p.step(ctx, "clear ended", func() error { return p.driver.Remove(ctx, p.id()) })
+		if err != nil {
+			return err
+		}
+	}
 	before := p.r.Domain
 	err = p.note(ctx, "note starting", func(r *reached) {
 		r.Timing.BootStart = time.Now().UnixNano()
 		r.Domain, r.StartEpoch, r.Restoring, r.Reason = starting, p.want.Epoch, p.want.Restore, ""
 		r.Ports = portNames(p.vm(), p.want.Machine)
+		r.Reboot = p.want.Reboot // a machine that just begins needs none of the reboots asked before
 	})
 	if err != nil {
 		return err
@@ -186,7 +194,6 @@ func (p *pass) boot(ctx context.Context, prepared disk.Prepared) (err error) {
 	return p.note(ctx, "note started", func(r *reached) {
 		now := time.Now().UnixNano()
 		r.Domain, r.RunEpoch, r.Timing.BootEnd, r.Timing.End = running, p.want.Epoch, now, now
-		r.Reboot = p.want.Reboot // a machine that just began needs none of the reboots asked before
 	})
 }
 

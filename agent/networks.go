@@ -126,8 +126,8 @@ func (p *pass) unplug(ctx context.Context) error {
 func (a *Agent) releaseUnused(ctx context.Context) {
 	a.networks.mu.Lock()
 	var candidates []int64
-	for id, made := range a.networks.made {
-		if made.kept && !a.uses(id) {
+	for id := range a.networks.made {
+		if !a.uses(id) {
 			candidates = append(candidates, id)
 		}
 	}

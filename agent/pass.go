@@ -23,6 +23,7 @@ type pass struct {
 	driver   hypervisor.Driver // nil when this host has none of that name
 	lister   *lister
 
+	listed     bool      // the driver knew a domain at the last look
 	progressed time.Time // last report of progress
 }
 
@@ -142,6 +143,9 @@ func (p *pass) begin() {
 		return
 	}
 	p.r.Epoch, p.r.Failure, p.r.StopSince, p.r.Orphan = p.want.Epoch, nil, 0, false
+	if p.received.IsZero() { // before this agent began
+		p.received = time.Now()
+	}
 	p.r.Timing = timing{Received: p.received.UnixNano()}
 }
 

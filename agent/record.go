@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -78,7 +79,46 @@ var (
 )
 
 // records is the agent's local database.
-type records struct{ db *bbolt.DB }
+type records struct {
+	db    *bbolt.DB
+	turn  sync.Mutex // one transaction at a time
+	mu    sync.Mutex
+	queue []*change
+}
+
+type change struct {
+	apply func(*bbolt.Tx) error
+	err   error
+}
+
+// write applies a change durably. Changes that come while a transaction is being written share the next.
+func (r *records) write(apply func(*bbolt.Tx) error) error {
+	mine := &change{apply: apply}
+	r.mu.Lock()
+	r.queue = append(r.queue, mine)
+	r.mu.Unlock()
+	r.turn.Lock()
+	defer r.turn.Unlock()
+	r.mu.Lock()
+	batch := r.queue
+	r.queue = nil
+	r.mu.Unlock()
+	if len(batch) == 0 { // somebody wrote mine along with theirs
+		return mine.err
+	}
+	err := r.db.Update(func(tx *bbolt.Tx) error {
+		for _, c := range batch {
+			if err := c.apply(tx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	for _, c := range batch {
+		c.err = err
+	}
+	return err
+}
 
 func openRecords(stateDir string) (*records, error) {
 	path := filepath.Join(stateDir, "agent.db")
@@ -89,7 +129,6 @@ func openRecords(stateDir string) (*records, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	db.MaxBatchDelay = time.Millisecond
 	err = db.Update(func(tx *bbolt.Tx) error {
 		for _, name := range [][]byte{assignmentsBucket, reachedBucket, networksBucket} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
@@ -101,7 +140,7 @@ func openRecords(stateDir string) (*records, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), db.Close())
 	}
-	return &records{db}, nil
+	return &records{db: db}, nil
 }
 
 func (r *records) close() error { return r.db.Close() }
@@ -133,7 +172,7 @@ func (r *records) assign(assignments []*wire.Assignment) error {
 	if len(assignments) == 0 {
 		return nil
 	}
-	return r.db.Update(func(tx *bbolt.Tx) error {
+	return r.write(func(tx *bbolt.Tx) error {
 		bucket := tx.Bucket(assignmentsBucket)
 		for _, assignment := range assignments {
 			content, err := proto.Marshal(assignment)
@@ -154,7 +193,7 @@ func (r *records) reach(vm int64, state *reached) error {
 	if err != nil {
 		return err
 	}
-	err = r.db.Batch(func(tx *bbolt.Tx) error { return tx.Bucket(reachedBucket).Put(key(vm), content) })
+	err = r.write(func(tx *bbolt.Tx) error { return tx.Bucket(reachedBucket).Put(key(vm), content) })
 	if err != nil {
 		return fmt.Errorf("record of machine %d: %w", vm, err)
 	}
@@ -163,7 +202,7 @@ func (r *records) reach(vm int64, state *reached) error {
 
 // forget deletes all that is kept of a machine.
 func (r *records) forget(vm int64) error {
-	return r.db.Batch(func(tx *bbolt.Tx) error {
+	return r.write(func(tx *bbolt.Tx) error {
 		return errors.Join(tx.Bucket(assignmentsBucket).Delete(key(vm)), tx.Bucket(reachedBucket).Delete(key(vm)))
 	})
 }
@@ -188,9 +227,9 @@ func (r *records) addNetwork(n *wire.Network) error {
 	if err != nil {
 		return err
 	}
-	return r.db.Batch(func(tx *bbolt.Tx) error { return tx.Bucket(networksBucket).Put(key(n.Id), content) })
+	return r.write(func(tx *bbolt.Tx) error { return tx.Bucket(networksBucket).Put(key(n.Id), content) })
 }
 
 func (r *records) removeNetwork(id int64) error {
-	return r.db.Batch(func(tx *bbolt.Tx) error { return tx.Bucket(networksBucket).Delete(key(id)) })
+	return r.write(func(tx *bbolt.Tx) error { return tx.Bucket(networksBucket).Delete(key(id)) })
 }

@@ -59,11 +59,12 @@ func (a *Agent) serve(ctx context.Context) error {
 	renewing.Go(func() { a.renew(ctx, connection) })
 	last := ""
 	for wait := (retry{pace: a.pace}); ; {
+		begin := time.Now()
 		began, err := a.session(ctx, connection)
 		if ctx.Err() != nil {
 			return nil
 		}
-		if began {
+		if began && time.Since(begin) > a.pace.retryMax { // else a server that ends every session would be stormed
 			wait.reset()
 			last = ""
 		}
