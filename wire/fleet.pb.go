@@ -28,7 +28,7 @@ const (
 type Goal int32
 
 const (
-	Goal_GOAL_UNSPECIFIED Goal = 0
+	Goal_GOAL_UNSPECIFIED Goal = 0 // leave the machine as it is, and what is under way: somebody decides what comes next
 	Goal_GOAL_RUNNING     Goal = 1 // disks prepared (or unstashed), domain running
 	Goal_GOAL_OFF         Goal = 2 // disks kept, domain off: asked to power off, or cut when hard
 	Goal_GOAL_SUSPENDED   Goal = 3 // memory saved on this host, domain gone, disks kept
@@ -2208,8 +2208,8 @@ func (x *OpenTunnel) GetPort() int32 {
 type Frame struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tunnel        string                 `protobuf:"bytes,1,opt,name=tunnel,proto3" json:"tunnel,omitempty"` // first frame only
-	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
-	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"` // the other side could not open; then the stream ends
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`     // from the server, a later frame without data: the end of its input
+	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`   // the other side could not open; then the stream ends
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

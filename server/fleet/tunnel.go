@@ -56,6 +56,10 @@ func (f *Fleet) OpenTunnel(ctx context.Context, vm int, kind string, port int) (
 	}
 	select {
 	case t := <-p.arrived:
+		if t.failed != nil {
+			_ = t.Close()
+			return nil, fault.Errorf(fault.Unavailable, "vm %d: %s: %w", vm, kind, t.failed)
+		}
 		return t, nil
 	case <-ctx.Done():
 		f.mu.Lock()
@@ -128,6 +132,9 @@ func (t *Tunnel) Write(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
+
+// CloseWrite tells the far side that nothing more will be written: an empty frame.
+func (t *Tunnel) CloseWrite() error { return t.stream.Send(&wire.Frame{}) }
 
 // Close ends the tunnel.
 func (t *Tunnel) Close() error {

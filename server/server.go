@@ -1,0 +1,210 @@
+// Package server is the controller process: it keeps the state of the cloud, takes requests, and tells
+// the agents what to do.
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"hayloft/cloud"
+	"hayloft/cloud/fault"
+	"hayloft/internal/command"
+	"hayloft/server/api"
+	"hayloft/server/api/rest"
+	"hayloft/server/fleet"
+	"hayloft/server/inventory"
+	"hayloft/server/lifecycle"
+	"hayloft/server/operation"
+	"hayloft/server/scheduler"
+	"hayloft/store"
+	"hayloft/wire"
+	"hayloft/wire/pki"
+)
+
+// Config is what a server is made of.
+type Config struct {
+	Name       string // of this server; "" is the host name
+	StateDir   string // authority and datastores' default place; made 0711
+	Store      store.Store
+	FleetAddr  string   // host:port for agents; port 0 picks one
+	FleetNames []string // further names and addresses in the server's certificate
+	Socket     string   // unix socket of the JSON interface, mode 0600; "" for none
+	HTTPSAddr  string   // host:port of the JSON interface with mutual TLS; "" for none
+	Scheduler  scheduler.Scheduler
+	Interval   time.Duration // SCHED_INTERVAL; 0: event-driven
+	HostGrace  time.Duration // 0: 20 s
+	LocalHost  string        // host to make, with a token, for an agent on this machine; "" for none
+	Version    string
+	Log        *slog.Logger
+}
+
+// Server runs between New and the end of Run.
+type Server struct {
+	cfg       Config
+	inv       *inventory.Inventory
+	authority *pki.Authority
+	fleet     *fleet.Fleet
+	rest      *rest.Server
+	control   *lifecycle.Controller
+	grpc      *grpc.Server
+	listener  net.Listener
+}
+
+const defaultGrace = 20 * time.Second
+
+// New opens everything; Run serves. Errors: fault.Busy when an address or socket is in use.
+func New(ctx context.Context, cfg Config) (*Server, error) {
+	if cfg.Name == "" {
+		cfg.Name, _ = os.Hostname()
+	}
+	if cfg.HostGrace == 0 {
+		cfg.HostGrace = defaultGrace
+	}
+	if err := os.MkdirAll(cfg.StateDir, 0o711); err != nil {
+		return nil, err
+	}
+	authority, err := pki.LoadOrCreateAuthority(filepath.Join(cfg.StateDir, "authority"))
+	if err != nil {
+		return nil, err
+	}
+	inv, err := inventory.Open(ctx, cfg.Store, cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	cluster, err := clusterID(ctx, cfg.Store)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, inv: inv, authority: authority}
+	s.fleet = fleet.New(inv, authority, cluster, lifecycle.NewRecorder(inv, cfg.Log), cfg.Log)
+	ops := &operation.Operations{Inv: inv, Scheduler: cfg.Scheduler, Log: cfg.Log, Now: time.Now}
+	progress := &lifecycle.Progress{}
+	s.control = lifecycle.NewController(inv, progress, lifecycle.Options{Name: cfg.Name, Scheduler: cfg.Scheduler, Interval: cfg.Interval,
+		HostGrace: cfg.HostGrace, Imports: 2, Runner: command.Exec{}, Log: cfg.Log})
+	s.rest = &rest.Server{Ops: ops, Inv: inv, Fleet: s.fleet, Progress: progress, Version: api.Version{Version: cfg.Version, Cluster: cluster}, Log: cfg.Log}
+	names := append([]string{"localhost", "127.0.0.1", "::1", cfg.Name}, cfg.FleetNames...)
+	s.grpc = grpc.NewServer(pki.ServerOptions(pki.ServerTLS(authority, names...), pki.FleetRules())...)
+	wire.RegisterFleetServer(s.grpc, s.fleet)
+	if s.listener, err = net.Listen("tcp", cfg.FleetAddr); err != nil {
+		return nil, fault.Errorf(fault.Busy, "address for agents: %w", err)
+	}
+	return s, nil
+}
+
+// FleetAddr is the address that agents dial.
+func (s *Server) FleetAddr() string { return s.listener.Addr().String() }
+
+// Run serves until ctx ends, and returns when everything has stopped.
+func (s *Server) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.inv.Run(ctx) })
+	group.Go(func() error { return s.work(ctx, group) })
+	err := group.Wait()
+	s.fleet.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+func (s *Server) work(ctx context.Context, group *errgroup.Group) error {
+	base := filepath.Join(s.cfg.StateDir, "datastores")
+	if err := s.rest.Ops.Bootstrap(ctx, base); err != nil {
+		return err
+	}
+	for _, ds := range s.inv.AllDatastores() {
+		if ds.ID < cloud.FirstDatastore {
+			if err := os.MkdirAll(ds.BasePath, 0o711); err != nil {
+				return err
+			}
+		}
+	}
+	group.Go(func() error { return s.control.Run(ctx) })
+	group.Go(func() error { return s.serveFleet(ctx) })
+	if s.cfg.Socket != "" {
+		listener, err := listenUnix(s.cfg.Socket)
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return s.serveHTTP(ctx, listener) })
+	}
+	if s.cfg.HTTPSAddr != "" {
+		listener, err := s.listenTLS()
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return s.serveHTTP(ctx, listener) })
+	}
+	s.cfg.Log.Info("serving", "agents", s.FleetAddr(), "socket", s.cfg.Socket, "https", s.cfg.HTTPSAddr)
+	return nil
+}
+
+func (s *Server) serveFleet(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() {
+		s.fleet.Close()
+		s.grpc.Stop()
+	})
+	defer stop()
+	if err := s.grpc.Serve(s.listener); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("serve agents: %w", err)
+	}
+	return ctx.Err()
+}
+
+func (s *Server) serveHTTP(ctx context.Context, listener net.Listener) error {
+	server := &http.Server{Handler: s.rest.Handler(), ReadHeaderTimeout: 10 * time.Second,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		ErrorLog:    slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug)}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.Serve(listener); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("serve %s: %w", listener.Addr(), err)
+	}
+	return ctx.Err()
+}
+
+// LocalToken makes the record of the host that this process's sibling agent serves, if it is not there,
+// and a token for it to enroll with.
+func (s *Server) LocalToken(ctx context.Context, host string) (string, error) {
+	id, err := s.rest.Ops.CreateHost(ctx, host, cloud.DefaultCluster)
+	if err != nil && !fault.Is(err, fault.Exists) {
+		return "", err
+	}
+	_ = id
+	return s.fleet.NewToken(ctx, host)
+}
+
+// clusterID names the installation for ever.
+func clusterID(ctx context.Context, st store.Store) (string, error) {
+	const key = "cluster-id"
+	rec, err := st.Get(ctx, key)
+	if err != nil {
+		return "", err
+	}
+	var id string
+	if rec.Revision != 0 {
+		return id, json.Unmarshal(rec.Value, &id)
+	}
+	id = randomID()
+	form, err := json.Marshal(id)
+	if err != nil {
+		return "", err
+	}
+	if _, err := st.Txn(ctx, []store.Cond{{Key: key}}, []store.Op{store.Put(key, form)}); fault.Is(err, fault.Busy) {
+		return clusterID(ctx, st) // another server was quicker
+	} else if err != nil {
+		return "", err
+	}
+	return id, nil
+}
