@@ -3,6 +3,7 @@ package lxc
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -36,6 +37,7 @@ func (p paths) log() string              { return filepath.Join(p.dir, "log") }
 func (p paths) stderr() string           { return filepath.Join(p.dir, "stderr") }
 func (p paths) pid() string              { return filepath.Join(p.dir, "pid") }
 func (p paths) consoleLog() string       { return filepath.Join(p.dir, "console.log") }
+func (p paths) olderConsoleLog() string  { return p.consoleLog() + ".1" }
 func containerName(id int) string        { return "vm-" + strconv.Itoa(id) }
 func (p paths) commandSocket(id int) string {
 	return "@" + p.dir + "/" + containerName(id) + "/command"
@@ -56,6 +58,9 @@ func configuration(m hypervisor.Machine, tree string) string {
 	set("console.logfile", "%s", p.consoleLog())
 	set("console.size", "%d", consoleLogBytes)
 	set("console.rotate", "1")
+	set("hook.version", "1") // hooks get no arguments but their own
+	// At each boot: a guest that reboots for ever must not fill the host's disk.
+	set("hook.pre-start", "/usr/bin/truncate --no-create --size 0 %s", p.log())
 	set("hook.post-stop", "%s", postStop)
 	set("monitor.signal.pdeath", "SIGKILL")
 	set("autodev", "1")
@@ -72,9 +77,11 @@ func configuration(m hypervisor.Machine, tree string) string {
 	if _, err := os.Stat(seccompProfile); err == nil {
 		set("seccomp.profile", "%s", seccompProfile)
 	}
-	if _, err := os.Stat("/sys/kernel/security/apparmor"); err == nil {
-		set("apparmor.profile", "generated")
-		set("apparmor.allow_nesting", "0")
+	if confined() {
+		set("apparmor.profile", "generated") // with nesting, as Debian's own default, for systemd's mounts
+		set("apparmor.allow_nesting", "1")
+	} else {
+		set("apparmor.profile", "unconfined")
 	}
 	if m.Context != "" {
 		set("mount.entry", "%s context none bind,ro,create=dir 0 0", m.Context)
@@ -105,6 +112,13 @@ func configuration(m hypervisor.Machine, tree string) string {
 		b.WriteString("\n")
 	}
 	return b.String()
+}
+
+// confined reports whether AppArmor is on and lxc can load a profile.
+func confined() bool {
+	on, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	_, parserErr := exec.LookPath("apparmor_parser")
+	return err == nil && strings.HasPrefix(string(on), "Y") && parserErr == nil
 }
 
 // hostName makes the machine's name into one that a kernel and a resolver accept.

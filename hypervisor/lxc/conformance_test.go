@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hayloft/hypervisor"
+	"hayloft/hypervisor/cgroup"
 	"hayloft/hypervisor/hypervisortest"
 	"hayloft/lab/labtest"
 )
@@ -60,6 +61,12 @@ func TestLayouts(t *testing.T) {
 			out, err := inside(layout, "-test.v", "-test.run=^(TestConformance|TestLimits)$").CombinedOutput()
 			if err != nil || !strings.Contains(string(out), "--- PASS: TestConformance ") {
 				t.Errorf("%v:\n%s", err, out)
+			}
+			// This process sees all hierarchies, also those that the other could not.
+			if tree, err := cgroup.New(testTree); err != nil {
+				t.Error(err)
+			} else if names, err := tree.List(); err != nil || len(names) > 0 {
+				t.Errorf("control groups left: %v, %v", names, err)
 			}
 		})
 	}

@@ -21,10 +21,10 @@ func (d *Driver) ConsoleLog(_ context.Context, id int, limit int) ([]byte, error
 	if err != nil {
 		return nil, err
 	}
-	path := pathsOf(r.Machine).consoleLog()
-	text := readTail(path, int64(max(0, limit)))
+	p := pathsOf(r.Machine)
+	text := readTail(p.consoleLog(), int64(max(0, limit)))
 	if len(text) < limit {
-		text = append(readTail(path+".1", int64(limit-len(text))), text...)
+		text = append(readTail(p.olderConsoleLog(), int64(limit-len(text))), text...)
 	}
 	return text, nil
 }

@@ -1,6 +1,7 @@
 package lxc
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -22,6 +23,7 @@ import (
 const (
 	insideVariable = "HAYLOFT_LXC_TEST_INSIDE" // set: this process is in namespaces of the test's own
 	layoutVariable = "HAYLOFT_LXC_TEST_LAYOUT" // v1 or v2: how the control groups are to look
+	asIs           = "as-is"                   // value of the first: nothing is to be arranged
 	bridge         = "br-hayloft"
 	testTree       = "hayloft-lxc-test"
 )
@@ -33,6 +35,9 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	if os.Getenv(insideVariable) != "" {
+		if os.Getenv(insideVariable) == asIs {
+			os.Exit(m.Run())
+		}
 		if err := arrange(os.Getenv(layoutVariable)); err != nil {
 			fmt.Fprintln(os.Stderr, "arranging the test's namespaces:", err)
 			os.Exit(1)
@@ -41,10 +46,12 @@ func TestMain(m *testing.M) {
 	}
 	cmd := inside("", os.Args[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	if err := cmd.Run(); err != nil {
-		if cmd.ProcessState == nil {
-			fmt.Fprintln(os.Stderr, err)
-		}
+	err := cmd.Run()
+	if tree, treeErr := cgroup.New(testTree); treeErr == nil {
+		err = errors.Join(err, tree.Remove())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
@@ -99,6 +106,8 @@ func arrange(layout string) error {
 	return firstError(netlink.LinkSetUp(lo), netlink.LinkSetUp(br))
 }
 
+func itoa(n int) string { return strconv.Itoa(n) }
+
 func firstError(errs ...error) error {
 	for _, err := range errs {
 		if err != nil {
@@ -122,6 +131,7 @@ while :; do sleep 1000 & wait $!; done
 // userland makes a root file system of busybox, once for a test. Everything in it is a copy.
 func userland(t testing.TB) string {
 	t.Helper()
+	labtest.Root(t, "lxc-start", "busybox")
 	dir := filepath.Join(t.TempDir(), "lower")
 	for _, sub := range []string{"bin", "sbin", "proc", "sys", "dev", "etc", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
@@ -154,7 +164,7 @@ func userland(t testing.TB) string {
 // guest is a machine on the userland in lower, with a directory of its own and no NIC.
 func guest(t testing.TB, lower string, id int) hypervisor.Machine {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "vm"+strconv.Itoa(id))
+	dir := filepath.Join(t.TempDir(), "vm"+itoa(id))
 	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 	for _, d := range []string{dir, upper, work} {
 		if err := os.MkdirAll(d, 0o711); err != nil {
@@ -162,7 +172,7 @@ func guest(t testing.TB, lower string, id int) hypervisor.Machine {
 		}
 	}
 	return hypervisor.Machine{
-		ID: id, Name: "guest " + strconv.Itoa(id), CPU: 0.5, VCPU: 1, MemoryMB: 64, Dir: dir,
+		ID: id, Name: "guest " + itoa(id), CPU: 0.5, VCPU: 1, MemoryMB: 64, Dir: dir,
 		Disks: []hypervisor.Disk{{Device: device.Device{Kind: device.Directory, Lower: lower, Upper: upper, Work: work}}},
 	}
 }

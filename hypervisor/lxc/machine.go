@@ -62,13 +62,16 @@ func check(m hypervisor.Machine) error {
 	return nil
 }
 
-// checkPath accepts what needs no escaping as an overlay option and in a configuration line.
+var plainPath = regexp.MustCompile(`^/[\pL\pN/._@%+=~-]*$`)
+
+// checkPath accepts what needs no escaping as an overlay option, in a configuration line and in the shell
+// by which lxc runs hooks.
 func checkPath(path string) error {
 	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
 		return fault.Errorf(fault.Invalid, "is not an absolute, clean path")
 	}
-	if strings.ContainsAny(path, `,:\"'`) || strings.ContainsFunc(path, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
-		return fault.Errorf(fault.Invalid, `has a space, comma, colon, quote, backslash or control character`)
+	if !plainPath.MatchString(path) {
+		return fault.Errorf(fault.Invalid, "has characters other than letters, digits and /._@%%+=~-")
 	}
 	return nil
 }

@@ -30,7 +30,9 @@ func (d *Driver) Start(ctx context.Context, m hypervisor.Machine) error {
 	if err := (record{Machine: m, Phase: starting}).write(d.config.StateDir); err != nil {
 		return fmt.Errorf("domain %d: start: %w", m.ID, err)
 	}
-	_ = os.Remove(pathsOf(m).consoleLog())
+	for _, earlier := range []string{pathsOf(m).consoleLog(), pathsOf(m).olderConsoleLog()} {
+		_ = os.Remove(earlier)
+	}
 	r, err := d.boot(turn, m)
 	if err == nil {
 		err = d.keep(r)
