@@ -38,9 +38,6 @@ type Config struct {
 	Hypervisors map[string]hypervisor.Driver // by name
 	Network     network.Driver
 	Way         disk.Way
-	// ContextDisk writes an image with the files of a machine's context. Nil: machines with a context
-	// disk are refused.
-	ContextDisk func(ctx context.Context, path string, files map[string][]byte) error
 	Log         *slog.Logger // nil: no log
 
 	CPU     float64 // cores to report; 0: what the machine has

@@ -8,6 +8,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk"
+	"hayloft/image/contextdisk"
 )
 
 func (p *pass) hasContext() bool {
@@ -27,27 +28,17 @@ func (p *pass) writeContext(ctx context.Context, prepared disk.Prepared) error {
 	if err != nil {
 		return err
 	}
+	uid, gid := p.user()
 	if p.needs().tree {
-		return p.writeContextDir(files)
+		return contextdisk.WriteDirectory(p.contextDir(), files, uid, gid)
 	}
-	if p.cfg.ContextDisk == nil {
-		return fault.Errorf(fault.Unsupported, "machine %d: this host makes no context disks", p.vm())
-	}
-	temporary := p.contextImage() + ".new"
-	defer os.Remove(temporary)
-	if err := p.cfg.ContextDisk(ctx, temporary, files); err != nil {
+	if err := contextdisk.Write(ctx, p.contextImage(), files, 0o400); err != nil {
 		return err
 	}
-	if err := os.Chmod(temporary, 0o400); err != nil {
-		return err
+	if os.Geteuid() != 0 { // then machines run as whom the agent runs as
+		return nil
 	}
-	if os.Geteuid() == 0 {
-		uid, gid := p.user()
-		if err := os.Chown(temporary, uid, gid); err != nil {
-			return err
-		}
-	}
-	return os.Rename(temporary, p.contextImage())
+	return os.Chown(p.contextImage(), uid, gid)
 }
 
 func (p *pass) contextFiles(prepared disk.Prepared) (map[string][]byte, error) {
@@ -67,26 +58,5 @@ func (p *pass) contextFiles(prepared disk.Prepared) (map[string][]byte, error) {
 		}
 		files[named.Name] = content
 	}
-	for name := range files {
-		if name == "" || name == "." || name == ".." || filepath.Base(name) != name {
-			return nil, fault.Errorf(fault.Invalid, "machine %d: %q cannot be the name of a file in the context", p.vm(), name)
-		}
-	}
 	return files, nil
-}
-
-// writeContextDir is only read by root, which is who the container's user 0 is or is mapped by the driver.
-func (p *pass) writeContextDir(files map[string][]byte) error {
-	if err := os.RemoveAll(p.contextDir()); err != nil {
-		return err
-	}
-	if err := os.Mkdir(p.contextDir(), 0o700); err != nil {
-		return err
-	}
-	for name, content := range files {
-		if err := os.WriteFile(filepath.Join(p.contextDir(), name), content, 0o600); err != nil {
-			return err
-		}
-	}
-	return nil
 }

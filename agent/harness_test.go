@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -50,9 +49,6 @@ func (b *bench) config() Config {
 		return fullDriver{fakeDriver{b.life, name}}
 	}
 	cfg.Hypervisors = map[string]hypervisor.Driver{"qemu": full("qemu")}
-	cfg.ContextDisk = func(_ context.Context, path string, files map[string][]byte) error {
-		return os.WriteFile(path, []byte(fmt.Sprint(len(files))), 0o600)
-	}
 	return cfg
 }
 
