@@ -139,16 +139,20 @@ func refuseReference(kind, name string) error {
 // refuseReferences reads the headers that can point to other files.
 func refuseReferences(format Format, src *origin) error {
 	head := make([]byte, 512)
-	if err := readFull(src, head, 0); err != nil {
+	if n, err := src.ReadAt(head, 0); err != nil && err != io.EOF {
 		return err
+	} else if n < len(head) && format != VMDK { // a descriptor alone may be shorter
+		return fault.Errorf(fault.Corrupt, "truncated: ends at byte %d", n)
 	}
 	switch format {
 	case QCOW2:
 		return refuseQCOW2(head, src)
 	case VMDK:
 		return refuseVMDK(head, src)
+	case VDI:
+		return refuseShortVDI(head, src)
 	}
-	return nil // vhdx, vpc: QEMU does not open parents of these; vdi has none
+	return nil // vhdx, vpc: QEMU does not open parents of these
 }
 
 func refuseQCOW2(head []byte, src *origin) error {
@@ -206,6 +210,16 @@ func refuseVMDK(head []byte, src *origin) error {
 		case key == "parentFileNameHint", key == "parentCID" && !strings.EqualFold(value, "ffffffff"):
 			return refuseReference("vmdk parent", value)
 		}
+	}
+	return nil
+}
+
+// refuseShortVDI finds truncation, which QEMU reads as zeros.
+func refuseShortVDI(head []byte, src *origin) error {
+	le := binary.LittleEndian
+	data, block, extra, allocated := int64(le.Uint32(head[0x158:])), int64(le.Uint32(head[0x178:])), int64(le.Uint32(head[0x17c:])), int64(le.Uint32(head[0x184:]))
+	if want := data + (block+extra)*allocated; src.size < want {
+		return fault.Errorf(fault.Corrupt, "vdi is truncated: %d bytes of %d", src.size, want)
 	}
 	return nil
 }

@@ -77,4 +77,3 @@ func (w *Way) disown(ctx context.Context, machine int, d diskRecord) error {
 	}
 	return err
 }
-

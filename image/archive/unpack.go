@@ -133,8 +133,8 @@ func (u *unpacker) attributes(m Member, f *os.File) error {
 			return &fs.PathError{Op: "attribute " + attr, Path: m.Path, Err: err}
 		}
 	}
-	at := unix.NsecToTimeval(modified(m.ModTime).UnixNano())
-	return unix.Futimes(int(f.Fd()), []unix.Timeval{at, at})
+	at := unix.NsecToTimespec(modified(m.ModTime).UnixNano())
+	return unix.UtimesNanoAt(int(f.Fd()), "", []unix.Timespec{at, at}, unix.AT_EMPTY_PATH)
 }
 
 // modified keeps times that a file system can hold.
