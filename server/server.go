@@ -34,19 +34,19 @@ import (
 
 // Config is what a server is made of.
 type Config struct {
-	Name       string // of this server; "" is the host name
-	StateDir   string // authority and datastores' default place; made 0711
-	Store      store.Store
-	FleetAddr  string   // host:port for agents; port 0 picks one
-	FleetNames []string // further names and addresses in the server's certificate
-	Socket     string   // unix socket of the JSON interface, mode 0600; "" for none
-	HTTPSAddr  string   // host:port of the JSON interface with mutual TLS; "" for none
-	Scheduler  scheduler.Scheduler
-	Interval   time.Duration // SCHED_INTERVAL; 0: event-driven
-	HostGrace  time.Duration // 0: 20 s
-	LocalHost  string        // host to make, with a token, for an agent on this machine; "" for none
-	Version    string
-	Log        *slog.Logger
+	Name        string // of this server; "" is the host name
+	StateDir    string // authority and datastores' default place; made 0711
+	Store       store.Store
+	FleetAddr   string   // host:port for agents; "" for none
+	FleetSocket string   // unix socket for an agent on this machine; "" for none
+	FleetNames  []string // further names and addresses in the server's certificate
+	Socket      string   // unix socket of the JSON interface, mode 0600; "" for none
+	HTTPSAddr   string   // host:port of the JSON interface with mutual TLS; "" for none
+	Scheduler   scheduler.Scheduler
+	Interval    time.Duration // SCHED_INTERVAL; 0: event-driven
+	HostGrace   time.Duration // 0: 20 s
+	Version     string
+	Log         *slog.Logger
 }
 
 // Server runs between New and the end of Run.
@@ -58,7 +58,7 @@ type Server struct {
 	rest      *rest.Server
 	control   *lifecycle.Controller
 	grpc      *grpc.Server
-	listener  net.Listener
+	listeners []net.Listener // for agents
 }
 
 const defaultGrace = 20 * time.Second
@@ -96,14 +96,22 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	names := append([]string{"localhost", "127.0.0.1", "::1", cfg.Name}, cfg.FleetNames...)
 	s.grpc = grpc.NewServer(pki.ServerOptions(pki.ServerTLS(authority, names...), pki.FleetRules())...)
 	wire.RegisterFleetServer(s.grpc, s.fleet)
-	if s.listener, err = net.Listen("tcp", cfg.FleetAddr); err != nil {
-		return nil, fault.Errorf(fault.Busy, "address for agents: %w", err)
+	if cfg.FleetAddr != "" {
+		listener, err := net.Listen("tcp", cfg.FleetAddr)
+		if err != nil {
+			return nil, fault.Errorf(fault.Busy, "address for agents: %w", err)
+		}
+		s.listeners = append(s.listeners, listener)
+	}
+	if cfg.FleetSocket != "" {
+		listener, err := listenUnix(cfg.FleetSocket)
+		if err != nil {
+			return nil, err
+		}
+		s.listeners = append(s.listeners, listener)
 	}
 	return s, nil
 }
-
-// FleetAddr is the address that agents dial.
-func (s *Server) FleetAddr() string { return s.listener.Addr().String() }
 
 // Run serves until ctx ends, and returns when everything has stopped.
 func (s *Server) Run(ctx context.Context) error {
@@ -146,7 +154,7 @@ func (s *Server) work(ctx context.Context, group *errgroup.Group) error {
 		}
 		group.Go(func() error { return s.serveHTTP(ctx, listener) })
 	}
-	s.cfg.Log.Info("serving", "agents", s.FleetAddr(), "socket", s.cfg.Socket, "https", s.cfg.HTTPSAddr)
+	s.cfg.Log.Info("serving", "agents", s.cfg.FleetAddr, "fleet-socket", s.cfg.FleetSocket, "socket", s.cfg.Socket, "https", s.cfg.HTTPSAddr)
 	return nil
 }
 
@@ -156,9 +164,19 @@ func (s *Server) serveFleet(ctx context.Context) error {
 		s.grpc.Stop()
 	})
 	defer stop()
-	if err := s.grpc.Serve(s.listener); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("serve agents: %w", err)
+	var group errgroup.Group
+	for _, listener := range s.listeners {
+		group.Go(func() error {
+			if err := s.grpc.Serve(listener); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("serve agents: %w", err)
+			}
+			return nil
+		})
 	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	<-ctx.Done()
 	return ctx.Err()
 }
 
@@ -172,17 +190,6 @@ func (s *Server) serveHTTP(ctx context.Context, listener net.Listener) error {
 		return fmt.Errorf("serve %s: %w", listener.Addr(), err)
 	}
 	return ctx.Err()
-}
-
-// LocalToken makes the record of the host that this process's sibling agent serves, if it is not there,
-// and a token for it to enroll with.
-func (s *Server) LocalToken(ctx context.Context, host string) (string, error) {
-	id, err := s.rest.Ops.CreateHost(ctx, host, cloud.DefaultCluster)
-	if err != nil && !fault.Is(err, fault.Exists) {
-		return "", err
-	}
-	_ = id
-	return s.fleet.NewToken(ctx, host)
 }
 
 // clusterID names the installation for ever.

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"hayloft/agent"
+	"hayloft/cloud"
+	"hayloft/cloud/fault"
+	"hayloft/internal/netspace"
+	"hayloft/server/api"
+	"hayloft/server/api/client"
+)
+
+func newDownCommand() *cobra.Command {
+	var f upFlags
+	var purge bool
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "down",
+		Short: "Take everything down that `hayloft up` runs: machines, processes, networks",
+		Long: "Take everything down that `hayloft up` runs on this machine: all machines are deleted, the processes ended, bridges and rules\n" +
+			"removed. Give it the flags that `up` was given. Images and templates stay, unless --purge deletes the state directory too.",
+		Example: "  sudo hayloft down\n  sudo hayloft down --purge --netns lab --state-dir /srv/lab --socket /run/lab.sock",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := untilSignal(cmd.Context())
+			defer stop()
+			return runDown(ctx, f, purge, timeout)
+		},
+	}
+	f.register(cmd)
+	f.agent.register(cmd)
+	cmd.Flags().BoolVar(&purge, "purge", false, "delete the state directory too, with images, templates and the record of everything")
+	cmd.Flags().DurationVar(&timeout, "timeout", 2*time.Minute, "how long machines may take to go")
+	return cmd
+}
+
+func runDown(ctx context.Context, f upFlags, purge bool, timeout time.Duration) error {
+	if os.Geteuid() != 0 {
+		return fault.Errorf(fault.Permission, "run it as root")
+	}
+	if err := netspace.Enter(f.agent.netns); err != nil {
+		return err
+	}
+	if err := f.deleteMachines(ctx, timeout); err != nil {
+		return err
+	}
+	if err := f.endUp(ctx); err != nil {
+		return err
+	}
+	if err := f.clean(ctx); err != nil {
+		return err
+	}
+	if purge {
+		return os.RemoveAll(f.stateDir)
+	}
+	return nil
+}
+
+// deleteMachines deletes all machines through the API. Without a server there is nobody to ask; then the
+// cleaning of the host says if machines are left.
+func (f *upFlags) deleteMachines(ctx context.Context, timeout time.Duration) error {
+	c, err := client.New(client.Config{Endpoint: "unix://" + f.socket})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	vms, err := c.VMs(ctx, false)
+	if fault.Is(err, fault.Unavailable) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var ids []int
+	for _, vm := range vms {
+		if err := c.Recover(ctx, vm.ID, "delete"); err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+		ids = append(ids, vm.ID)
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	gone := func(vm api.VM) (bool, error) { return vm.State == cloud.StateDone && vm.HostID < 0, nil }
+	if _, err = c.WaitVMs(ctx, ids, gone, nil); err != nil {
+		return fmt.Errorf("machines do not go: %w", err)
+	}
+	return nil
+}
+
+// endUp ends a running `hayloft up` and returns when it has.
+func (f *upFlags) endUp(ctx context.Context) error {
+	release, err := f.lock()
+	if err == nil {
+		release()
+		return nil
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	text, readErr := os.ReadFile(f.pidFile())
+	if readErr != nil {
+		return readErr
+	}
+	pid, convErr := strconv.Atoi(strings.TrimSpace(string(text)))
+	if convErr != nil {
+		return err
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("hayloft up, process %d: %w", pid, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil {
+		return fmt.Errorf("hayloft up, process %d: %w", pid, err)
+	}
+	for ctx.Err() == nil {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200)
+		if n > 0 {
+			return nil
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// clean removes what the agent made on this host.
+func (f *upFlags) clean(ctx context.Context) error {
+	log, err := newLogger("down", "warn")
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(f.agentDir()); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	f.agent.stateDir = f.agentDir()
+	f.agent.server = "unix:" + f.fleetSocket()
+	cfg, closeDrivers, err := f.agent.config(log)
+	if err != nil {
+		return err
+	}
+	defer closeDrivers()
+	if err := agent.Clean(ctx, cfg); err != nil {
+		return err
+	}
+	for _, name := range []string{"fleet.sock", "agent-token"} {
+		if err := os.Remove(filepath.Join(f.stateDir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,276 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"hayloft/agent"
+	"hayloft/cloud/fault"
+	"hayloft/server/api/client"
+)
+
+// upFlags are the flags of `hayloft up`.
+type upFlags struct {
+	stateDir string
+	socket   string
+	listen   string
+	policy   string
+	agent    agentFlags
+}
+
+func newUpCommand() *cobra.Command {
+	var f upFlags
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Run everything on this machine: server, store and agent",
+		Long: "Run everything on this machine: a server with its store, and an agent, as two processes that speak mutual TLS over a socket.\n" +
+			"A process that ends is started again. Ctrl-C ends both; machines go on, and are there when it comes up again.\n" +
+			"`hayloft down` takes machines and everything else down.",
+		Example: "  sudo hayloft up\n" +
+			"  sudo hayloft up --netns lab --state-dir /srv/lab --socket /run/lab.sock",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runUp(cmd.Context(), f) },
+	}
+	f.register(cmd)
+	cmd.Flags().StringVar(&f.listen, "listen", "", "host:port for agents of further hosts")
+	cmd.Flags().StringVar(&f.policy, "sched-policy", "striping", "where machines go: packing or striping")
+	f.agent.register(cmd)
+	return cmd
+}
+
+func (f *upFlags) register(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.stateDir, "state-dir", "/var/lib/hayloft", "directory of all state")
+	cmd.Flags().StringVar(&f.socket, "socket", "/run/hayloft/api.sock", "unix socket of the API, for root of this machine")
+}
+
+func (f *upFlags) fleetSocket() string { return filepath.Join(f.stateDir, "fleet.sock") }
+func (f *upFlags) pidFile() string     { return filepath.Join(f.stateDir, "up.pid") }
+func (f *upFlags) tokenFile() string   { return filepath.Join(f.stateDir, "agent-token") }
+func (f *upFlags) agentDir() string    { return filepath.Join(f.stateDir, "agent") }
+
+func runUp(ctx context.Context, f upFlags) error {
+	if os.Geteuid() != 0 {
+		return fault.Errorf(fault.Permission, "hayloft up makes bridges and starts machines as users of their own: run it as root")
+	}
+	log, err := newLogger("up", f.agent.logLevel)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(f.stateDir, 0o711); err != nil {
+		return err
+	}
+	release, err := f.lock()
+	if err != nil {
+		return err
+	}
+	defer release()
+	ctx, stop := untilSignal(ctx)
+	defer stop()
+
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	server := child{name: "server", path: self, log: log, args: []string{"server", "--state-dir", filepath.Join(f.stateDir, "server"),
+		"--socket", f.socket, "--fleet-socket", f.fleetSocket(), "--listen", f.listen, "--sched-policy", f.policy, "--log-level", f.agent.logLevel}}
+	var group sync.WaitGroup
+	defer group.Wait()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	group.Go(func() { cancel(server.keep(ctx)) })
+	if err := f.enroll(ctx); err != nil {
+		cancel(err)
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+			return cause
+		}
+		return err
+	}
+	agentChild := child{name: "agent", path: self, log: log, args: f.agentArgs()}
+	group.Go(func() { cancel(agentChild.keep(ctx)) })
+	<-ctx.Done()
+	group.Wait()
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}
+
+func (f *upFlags) agentArgs() []string {
+	a := &f.agent
+	args := []string{"agent", "--state-dir", f.agentDir(), "--server", "unix:" + f.fleetSocket(), "--token-file", f.tokenFile(),
+		"--host", a.name, "--instance", a.instance, "--log-level", a.logLevel}
+	for flag, value := range map[string]string{"--netns": a.netns, "--ls-path": a.lsPath, "--accel": a.accel} {
+		if value != "" {
+			args = append(args, flag, value)
+		}
+	}
+	for flag, value := range map[string]int64{"--ls-max": a.lsMaxMB, "--memory": a.memoryMB, "--uid-base": int64(a.uidBase), "--gid": int64(a.gid),
+		"--prepares": int64(a.prepares), "--starts": int64(a.starts)} {
+		if value != 0 {
+			args = append(args, flag, strconv.FormatInt(value, 10))
+		}
+	}
+	if a.cpu != 0 {
+		args = append(args, "--cpu", strconv.FormatFloat(a.cpu, 'f', -1, 64))
+	}
+	for _, h := range a.hypervisors {
+		args = append(args, "--hypervisors", h)
+	}
+	return args
+}
+
+// enroll waits for the server, makes this host's record, and leaves a token for the agent unless it has
+// its certificate already.
+func (f *upFlags) enroll(ctx context.Context) error {
+	c, err := client.New(client.Config{Endpoint: "unix://" + f.socket})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := answers(ctx, c); err != nil {
+		return err
+	}
+	if agent.Enrolled(f.agentDir()) {
+		return nil
+	}
+	made, err := c.CreateHost(ctx, f.agent.name, "")
+	if fault.Is(err, fault.Exists) {
+		made, err = c.HostToken(ctx, f.agent.name)
+	}
+	if err != nil {
+		return err
+	}
+	return writeSecret(f.tokenFile(), made.Token)
+}
+
+// answers returns when the server does.
+func answers(ctx context.Context, c *client.Client) error {
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		_, err := c.Version(ctx)
+		if err == nil || !fault.Is(err, fault.Unavailable) {
+			return err
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// writeSecret writes a file that only its owner can read, at once.
+func writeSecret(path, text string) error {
+	temp, err := os.CreateTemp(filepath.Dir(path), ".secret-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(temp.Name())
+	_, err = temp.WriteString(text + "\n")
+	if err := errors.Join(err, temp.Sync(), temp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(temp.Name(), path)
+}
+
+// lock makes this the only `hayloft up` of its state directory, and leaves its process id for `down`.
+func (f *upFlags) lock() (release func(), err error) {
+	file, err := os.OpenFile(f.pidFile(), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		file.Close()
+		return nil, fault.Errorf(fault.Busy, "state directory %s: another hayloft up uses it", f.stateDir)
+	}
+	if err := file.Truncate(0); err == nil {
+		_, err = fmt.Fprintln(file, os.Getpid())
+	}
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	return func() {
+		_ = os.Remove(f.pidFile())
+		file.Close()
+	}, nil
+}
+
+// child is a process of this program that is kept running.
+type child struct {
+	name string
+	path string
+	args []string
+	log  *slog.Logger
+}
+
+const (
+	healthy    = 10 * time.Second // a child that lived so long may be started again at once
+	graceful   = 10 * time.Second // to end after SIGTERM
+	impatience = 5                // ends in a row, each before it was healthy, after which it is given up
+)
+
+// keep runs the process until ctx ends, again when it ends by itself. It gives up on one that cannot stay.
+func (c *child) keep(ctx context.Context) error {
+	for quick := 0; ; {
+		began := time.Now()
+		err := c.run(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if time.Since(began) > healthy {
+			quick = 0
+		}
+		var exit *exec.ExitError
+		killed := errors.As(err, &exit) && exit.ExitCode() == -1
+		if !killed { // it ended with a word of its own
+			quick++
+		}
+		if quick >= impatience || errors.As(err, &exit) && exit.ExitCode() == fault.Invalid.ExitStatus() {
+			return fmt.Errorf("the %s does not stay up: %w", c.name, err)
+		}
+		c.log.Warn("process ended, started again", "child", c.name, "error", err)
+	}
+}
+
+func (c *child) run(ctx context.Context) error {
+	cmd := exec.Command(c.path, c.args...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	// Out of the terminal's process group: Ctrl-C reaches it through us, in order. It ends with us.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	runtime.LockOSThread() // the death signal is tied to the thread that started it
+	defer runtime.UnlockOSThread()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+	timer := time.NewTimer(graceful)
+	defer timer.Stop()
+	select {
+	case err := <-ended:
+		return err
+	case <-timer.C:
+		_ = cmd.Process.Kill()
+		return <-ended
+	}
+}
