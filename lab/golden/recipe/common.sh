@@ -6,6 +6,7 @@ export PATH=$paths HOME=/root TERM=linux
 # read_context DIR: takes the assignments of context.sh, tried in a subshell first because a syntax error
 # would end process 1.
 read_context() {
+	unset HOSTNAME # the shell sets it by itself
 	[ -r "$1/context.sh" ] || return 0
 	if (. "$1/context.sh") >/dev/null 2>&1; then
 		. "$1/context.sh"
@@ -76,13 +77,14 @@ set_login() {
 	(umask 077 && echo "root:$hash:19000:0:99999:7:::" >/etc/shadow)
 }
 
-# start_ssh: a clone of a saved disk is another machine, so it gets a host key of its own.
+# start_ssh: a clone of a saved disk is another machine, so it gets a host key of its own. An ECDSA key,
+# because with an Ed25519 key alone this dropbear offers RSA too and fails when a client prefers that.
 start_ssh() {
-	key=/etc/dropbear/host_ed25519 owner=
+	key=/etc/dropbear/host_ecdsa owner=
 	[ -r $key.owner ] && read -r owner <$key.owner
 	if [ ! -s $key ] || [ "$owner" != "$VMID $name" ]; then
 		rm -f $key $key.new
-		dropbearkey -t ed25519 -f $key.new >/dev/null 2>&1
+		dropbearkey -t ecdsa -s 256 -f $key.new >/dev/null 2>&1
 		mv $key.new $key
 		echo "$VMID $name" >$key.owner
 	fi
