@@ -33,12 +33,13 @@ type Config struct {
 	Max  int64  // LS_MAX in bytes, 0: none
 	GID  int    // group that may read bases of kind Data
 	Log  *slog.Logger
+	// Statfs asks the file system for its space; nil: the kernel.
+	Statfs func(path string, st *unix.Statfs_t) error
 }
 
 // Store implements localstore.Store.
 type Store struct {
 	Config
-	statfs func(path string, st *unix.Statfs_t) error
 
 	mu       sync.Mutex
 	reserved usage
@@ -70,9 +71,12 @@ func Open(c Config) (*Store, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
+	if c.Statfs == nil {
+		c.Statfs = unix.Statfs
+	}
 	s := &Store{
-		Config: c, statfs: unix.Statfs,
-		bases: map[baseKey]*base{}, pins: map[string]int{}, machines: map[int]localstore.Machine{},
+		Config: c,
+		bases:  map[baseKey]*base{}, pins: map[string]int{}, machines: map[int]localstore.Machine{},
 	}
 	if err := os.MkdirAll(c.Root, 0o755); err != nil {
 		return nil, s.errorf(err)

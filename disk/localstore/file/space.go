@@ -84,7 +84,7 @@ func (r *reservation) Release() {
 // short says what is missing for more, nil when it fits.
 func (s *Store) short(what string, more usage) (error, error) {
 	var st unix.Statfs_t
-	if err := s.statfs(s.Root, &st); err != nil {
+	if err := s.Statfs(s.Root, &st); err != nil {
 		return nil, s.errorf(err)
 	}
 	if free := int64(st.Bavail)*int64(st.Bsize) - s.reserved.now; more.now > free {
@@ -135,7 +135,7 @@ func (s *Store) leastUsed() (baseKey, bool) {
 // disks may grow to. Without, it is what the file system says.
 func (s *Store) Capacity(context.Context) (disk.Capacity, error) {
 	var st unix.Statfs_t
-	if err := s.statfs(s.Root, &st); err != nil {
+	if err := s.Statfs(s.Root, &st); err != nil {
 		return disk.Capacity{}, s.errorf(err)
 	}
 	s.mu.Lock()
