@@ -51,6 +51,7 @@ func (g *Group) Add(pid int) error {
 }
 
 // Procs returns the processes in the group and in groups inside it, sorted. A group that is gone has none.
+// A process of which only a thread is inside is none of them: that is a Start under way (see Start).
 func (g *Group) Procs() ([]int, error) {
 	var pids []int
 	for _, d := range g.dirs {
@@ -60,7 +61,8 @@ func (g *Group) Procs() ([]int, error) {
 			}
 			text, err := os.ReadFile(path)
 			for _, word := range strings.Fields(string(text)) {
-				if pid, err := strconv.Atoi(word); err == nil && pid > 0 {
+				pid, err := strconv.Atoi(word)
+				if err == nil && pid > 0 && pid != os.Getpid() && (d.hierarchy.V2 || d.leads(pid)) {
 					pids = append(pids, pid)
 				}
 			}
@@ -74,6 +76,22 @@ func (g *Group) Procs() ([]int, error) {
 	return slices.Compact(pids), nil
 }
 
+// leads reports whether the process's first thread is in the group or in one inside it (v1).
+func (d directory) leads(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return false
+	}
+	own := filepath.Join(d.hierarchy.Root, strings.TrimPrefix(d.path, d.hierarchy.Path))
+	for line := range strings.Lines(string(text)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3) // number:controllers:path
+		if len(f) == 3 && slices.Contains(d.hierarchy.Controllers, strings.Split(f[1], ",")[0]) {
+			return f[2] == own || strings.HasPrefix(f[2], own+"/")
+		}
+	}
+	return false
+}
+
 // gone makes an error that says that a group vanished meanwhile into none.
 func gone(err error) error {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
@@ -82,35 +100,37 @@ func gone(err error) error {
 	return err
 }
 
-// Kill sends SIGKILL to everything in the group, so that nothing can fork away meanwhile, and returns
-// without waiting for the end (Remove does).
+// killRounds bounds how often Kill looks for processes that were forked meanwhile.
+const killRounds = 20
+
+// Kill sends SIGKILL to everything in the group, also to what is forked meanwhile, and returns without
+// waiting for the end (Remove does). The v1 freezer is not used: it would also stop a thread of our own
+// that is on its way through a Start.
 func (g *Group) Kill() error {
-	frozen := false
 	for _, d := range g.dirs {
 		if d.hierarchy.V2 && exists(filepath.Join(d.path, "cgroup.kill")) {
 			if err := gone(write(d.path, "cgroup.kill", "1")); err != nil {
 				return fmt.Errorf("cgroup %s: kill: %w", g.name, err)
 			}
 		}
-		if state := filepath.Join(d.path, "freezer.state"); exists(state) {
-			frozen = os.WriteFile(state, []byte("FROZEN"), 0) == nil || frozen
-		}
 	}
 	// Not only for v1: on hybrid hosts a process may be in the v1 groups without being in the v2 one.
-	pids, err := g.Procs()
-	for _, pid := range pids {
-		if kill := unix.Kill(pid, unix.SIGKILL); kill != nil && !errors.Is(kill, unix.ESRCH) {
-			err = errors.Join(err, fmt.Errorf("cgroup %s: kill process %d: %w", g.name, pid, kill))
-		}
-	}
-	if frozen {
-		for _, d := range g.dirs {
-			if slices.Contains(d.hierarchy.Controllers, "freezer") {
-				err = errors.Join(err, gone(write(d.path, "freezer.state", "THAWED")))
+	sent := map[int]bool{}
+	for range killRounds {
+		pids, err := g.Procs()
+		fresh := false
+		for _, pid := range pids {
+			fresh = fresh || !sent[pid]
+			sent[pid] = true
+			if kill := unix.Kill(pid, unix.SIGKILL); kill != nil && !errors.Is(kill, unix.ESRCH) {
+				err = errors.Join(err, fmt.Errorf("cgroup %s: kill process %d: %w", g.name, pid, kill))
 			}
 		}
+		if err != nil || !fresh {
+			return err
+		}
 	}
-	return err
+	return fault.Errorf(fault.Busy, "cgroup %s: processes are forked faster than they can be killed", g.name)
 }
 
 // removeLimit bounds how long Remove waits for processes that are ending.

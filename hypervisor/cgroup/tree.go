@@ -17,8 +17,8 @@ import (
 	"hayloft/internal/undo"
 )
 
-// used are the controllers a group is made in. cpuacct and freezer exist on v1 only.
-var used = []string{"cpu", "cpuacct", "memory", "pids", "freezer"}
+// used are the controllers a group is made in. cpuacct exists on v1 only.
+var used = []string{"cpu", "cpuacct", "memory", "pids"}
 
 // Tree is the part of the host's control groups below one root, e.g. "hayloft-one". All methods are
 // safe for concurrent use on different groups.
