@@ -1,0 +1,175 @@
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hayloft/cloud/fault"
+	"hayloft/hypervisor/qemu/qmp"
+)
+
+// accelLimit is how long a guest of a few bytes may take to run.
+const accelLimit = 2 * time.Second
+
+// probe asks QEMU what it is and tries the accelerators.
+func (d *Driver) probe(ctx context.Context) (*host, error) {
+	h, err := d.interview(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("qemu probe: %w", err)
+	}
+	if d.config.Accel != "" {
+		if err := d.tryAccelerator(ctx, d.config.Accel); err != nil {
+			return nil, fault.Errorf(fault.Unsupported, "qemu probe: accelerator %s: %w", d.config.Accel, err)
+		}
+		h.Accelerator = d.config.Accel
+		return h, nil
+	}
+	h.Accelerator = "kvm"
+	kvm := d.tryAccelerator(ctx, "kvm")
+	if kvm == nil {
+		return h, nil
+	}
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("qemu probe: %w", ctx.Err())
+	}
+	if err := d.tryAccelerator(ctx, "tcg"); err != nil {
+		return nil, fault.Errorf(fault.Unsupported, "qemu probe: no accelerator works: kvm: %w; tcg: %w", kvm, err)
+	}
+	h.Accelerator = "tcg"
+	h.Notes = append(h.Notes, "kvm is not used, machines are emulated and slow: "+kvm.Error())
+	return h, nil
+}
+
+// interview asks a QEMU without a machine for its version and machine types.
+func (d *Driver) interview(ctx context.Context) (*host, error) {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "qmp"), os.NewFile(uintptr(pair[1]), "qmp")
+	conn, err := net.FileConn(ours)
+	ours.Close()
+	if err != nil {
+		theirs.Close()
+		return nil, err
+	}
+	var stderr bytes.Buffer
+	cmd := d.probeCommand(ctx, "-machine", "none", "-S", "-chardev", "socket,id=qmp,fd=3", "-mon", "chardev=qmp,mode=control")
+	cmd.ExtraFiles, cmd.Stderr = []*os.File{theirs}, &stderr
+	err = cmd.Start()
+	theirs.Close()
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	h, err := askMachines(ctx, conn)
+	cancel() // ends QEMU
+	_ = cmd.Wait()
+	if err != nil && stderr.Len() > 0 {
+		err = fmt.Errorf("%s", strings.TrimSpace(stderr.String()))
+	}
+	return h, err
+}
+
+func askMachines(ctx context.Context, conn net.Conn) (*host, error) {
+	client, err := qmp.Connect(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	var machines []struct{ Name, Alias string }
+	if err := client.Execute(ctx, "query-machines", nil, &machines); err != nil {
+		return nil, err
+	}
+	h := &host{Version: "QEMU " + client.Version().String(), Machines: map[string]string{}}
+	for _, m := range machines {
+		for _, chipset := range []string{"pc", "q35", "microvm"} {
+			// An alias leads to the newest version of a machine type, which is what must be remembered.
+			if m.Alias == chipset || m.Name == chipset {
+				h.Machines[chipset] = m.Name
+			}
+		}
+	}
+	if len(h.Machines) == 0 {
+		return nil, errors.New("this QEMU has none of the machine types pc, q35 and microvm")
+	}
+	return h, nil
+}
+
+// probeCommand is a QEMU of the driver's own, under the user that machines run as.
+func (d *Driver) probeCommand(ctx context.Context, args ...string) *exec.Cmd {
+	args = append([]string{"-nodefaults", "-no-user-config", "-display", "none"}, args...)
+	cmd := exec.CommandContext(ctx, d.binary, args...)
+	cmd.Dir = "/"
+	cmd.WaitDelay = time.Second
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{
+			Uid: uint32(d.config.UID), Gid: uint32(d.config.GID), Groups: kvmGroup()}}
+	}
+	return cmd
+}
+
+// The guest of a few bytes: firmware whose first instructions report through isa-debug-exit.
+const (
+	exitPort   = 0x501
+	exitValue  = 0x2a
+	exitStatus = exitValue<<1 | 1
+)
+
+func probeFirmware() []byte {
+	rom := make([]byte, 64<<10)
+	copy(rom[len(rom)-16:], []byte{ // the reset vector, in real mode
+		0xba, exitPort & 0xff, exitPort >> 8, // mov dx, exitPort
+		0xb0, exitValue, // mov al, exitValue
+		0xee,       // out dx, al
+		0xf4,       // hlt
+		0xeb, 0xfd, // jmp back to hlt
+	})
+	return rom
+}
+
+// tryAccelerator runs the guest under accel. An accelerator whose device opens may still not run a single instruction.
+func (d *Driver) tryAccelerator(ctx context.Context, accel string) error {
+	fd, err := unix.MemfdCreate("firmware", unix.MFD_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("memfd: %w", err)
+	}
+	rom := os.NewFile(uintptr(fd), "firmware")
+	defer rom.Close()
+	if _, err := rom.Write(probeFirmware()); err != nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(ctx, accelLimit)
+	defer cancel()
+	cmd := d.probeCommand(limited, "-machine", "pc", "-accel", accel, "-m", "1", "-bios", "/proc/self/fd/3",
+		"-device", fmt.Sprintf("isa-debug-exit,iobase=%#x,iosize=1", exitPort))
+	var stderr bytes.Buffer
+	cmd.ExtraFiles, cmd.Stderr = []*os.File{rom}, &stderr
+	err = cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit) && exit.ExitCode() == exitStatus:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case limited.Err() != nil:
+		return fmt.Errorf("a guest of a few bytes did not run within %v", accelLimit)
+	case stderr.Len() > 0:
+		return errors.New(strings.Join(strings.Split(strings.TrimSpace(stderr.String()), "\n"), "; "))
+	case err == nil:
+		return errors.New("the guest ended in another way than it should")
+	}
+	return err
+}
