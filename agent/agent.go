@@ -95,6 +95,7 @@ type Agent struct {
 type pace struct {
 	coalesce  time.Duration // reports wait so long for company
 	host      time.Duration // host state at least this often
+	hostPause time.Duration // between two looks at the host
 	usage     time.Duration // usage and audit of domains
 	askAgain  time.Duration // between two requests to power off
 	progress  time.Duration // between two reports of progress of one machine
@@ -105,7 +106,7 @@ type pace struct {
 }
 
 var defaultPace = pace{
-	coalesce: 5 * time.Millisecond, host: 10 * time.Second, usage: 10 * time.Second, askAgain: 5 * time.Second,
+	coalesce: 5 * time.Millisecond, host: 10 * time.Second, hostPause: time.Second, usage: 10 * time.Second, askAgain: 5 * time.Second,
 	progress: 250 * time.Millisecond, retryMin: 100 * time.Millisecond, retryMax: 5 * time.Second,
 	renew: time.Minute, stopAtEnd: 30 * time.Second,
 }

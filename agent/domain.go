@@ -77,7 +77,10 @@ func (p *pass) settleEnded(ctx context.Context, d hypervisor.Domain, listed bool
 		})
 	case running:
 		if err := p.unplug(ctx); err != nil {
-			return err
+			if ctx.Err() != nil || errors.Is(err, errUnsure) {
+				return err
+			}
+			p.log.Warn("machine: ports of an ended domain", "vm", p.vm(), "error", err) // tried again by what comes next
 		}
 		return p.note(ctx, "note end", ended)
 	case saving:

@@ -18,6 +18,9 @@ import (
 	"hayloft/wire/pki"
 )
 
+// largestOrder is how large a full set of assignments may be, in bytes.
+const largestOrder = 256 << 20
+
 // connect prepares a connection to the server; it is made when the first call needs it.
 func (a *Agent) connect(config *tls.Config) (*grpc.ClientConn, error) {
 	options := []grpc.DialOption{
@@ -27,6 +30,7 @@ func (a *Agent) connect(config *tls.Config) (*grpc.ClientConn, error) {
 			Backoff:           backoff.Config{BaseDelay: a.pace.retryMin, Multiplier: 1.6, Jitter: 0.2, MaxDelay: a.pace.retryMax},
 			MinConnectTimeout: 5 * time.Second,
 		}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(largestOrder)),
 	}
 	target := a.cfg.Server
 	if dial := a.cfg.Dial; dial != nil {

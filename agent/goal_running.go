@@ -63,17 +63,17 @@ func (p *pass) prepare(ctx context.Context) (prepared disk.Prepared, err error) 
 		return prepared, err
 	}
 	p.show(wire.Phase_PHASE_PREPARING)
+	if p.r.Disks == stashing {
+		if err := p.stash(ctx); err != nil {
+			return prepared, err
+		}
+	}
 	giveBack, err := hold(ctx, p.slots.prepare)
 	if err != nil {
 		return prepared, err
 	}
 	defer giveBack()
 	first := p.r.Disks != ready
-	if p.r.Disks == stashing {
-		if err := p.stash(ctx); err != nil {
-			return prepared, err
-		}
-	}
 	unstash := p.want.Unstash && first || p.r.Disks == stashed
 	if unstash && p.want.System == nil {
 		return prepared, fault.Errorf(fault.Invalid, "machine %d: its disks are in a stash, and the assignment does not say where", p.vm())
@@ -88,6 +88,7 @@ func (p *pass) prepare(ctx context.Context) (prepared disk.Prepared, err error) 
 		})
 	} else {
 		p.r.Timing.PrepareStart = time.Now().UnixNano()
+		err = p.grow(ctx)
 	}
 	if err != nil {
 		return prepared, err
@@ -117,7 +118,26 @@ func (p *pass) prepare(ctx context.Context) (prepared disk.Prepared, err error) 
 		r.DropStash = r.DropStash || unstash
 		r.RepositoryBytes += prepared.RepositoryBytes
 		r.GivenBytes = prepared.GivenBytes
+		r.Sizes = make(map[int32]int64)
+		for _, d := range p.want.Machine.Disks {
+			r.Sizes[d.Id] = d.Size
+		}
+		ring(p.hostBell) // there may be another base
 	})
+}
+
+// grow makes disks as large as they should be by now.
+func (p *pass) grow(ctx context.Context) error {
+	for _, d := range p.want.Machine.Disks {
+		if had, known := p.r.Sizes[d.Id]; !known || d.Size <= had {
+			continue
+		}
+		err := p.step(ctx, "resize", func() error { return p.cfg.Way.Resize(ctx, p.id(), p.dir(), int(d.Id), d.Size) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // check refuses what this host cannot run before anything is made.

@@ -526,3 +526,18 @@ func TestUsageIsSampled(t *testing.T) {
 	}
 	t.Error("no usage in the report")
 }
+
+func TestDisksGrow(t *testing.T) {
+	b := newBench(t)
+	b.begin()
+	origins["off"](b)
+	for _, epoch := range []uint64{2, 4} {
+		b.order(assignment(1, epoch, goalRunning, func(a *wire.Assignment) { a.Machine.Disks[0].Size = 4096 }))
+		b.until(1, epoch, wire.Phase_PHASE_RUNNING)
+		b.order(assignment(1, epoch+1, goalOff))
+		b.until(1, epoch+1, wire.Phase_PHASE_OFF)
+	}
+	if got := b.w.happened(1); got != "prepare start resize-0-4096 start shutdown start shutdown" {
+		t.Errorf("done: %s", got)
+	}
+}

@@ -17,7 +17,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var quick = pace{
-	coalesce: time.Millisecond, host: time.Hour, usage: time.Hour, askAgain: 5 * time.Millisecond,
+	coalesce: time.Millisecond, host: time.Hour, hostPause: time.Millisecond, usage: time.Hour, askAgain: 5 * time.Millisecond,
 	retryMin: time.Millisecond, retryMax: 20 * time.Millisecond, renew: time.Hour, stopAtEnd: 5 * time.Second,
 }
 

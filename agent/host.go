@@ -235,7 +235,7 @@ func (a *Agent) hostReports(ctx context.Context, send func(*wire.Report) error) 
 		case <-tick.C:
 			due = true
 		case <-a.hostBell:
-			if !pause(ctx, 10*a.pace.coalesce) {
+			if !pause(ctx, a.pace.hostPause) {
 				return context.Cause(ctx)
 			}
 		case <-ctx.Done():

@@ -50,11 +50,12 @@ type reached struct {
 	StopSince  int64 // Unix nanoseconds of the first request to power off
 	Reboot     uint64
 	Saves      map[uint64]*saveResult
-	DropStash  bool     // disks came from the stash, which is still there
-	Restoring  bool     // the last start continued saved memory
-	Extra      []string // further files of a stash under way
-	Ports      []string // plugged, or about to be
-	Orphan     bool     // the server no longer knows it
+	Sizes      map[int32]int64 // of disks as last prepared, as the assignment gave them
+	DropStash  bool            // disks came from the stash, which is still there
+	Restoring  bool            // the last start continued saved memory
+	Extra      []string        // further files of a stash under way
+	Ports      []string        // plugged, or about to be
+	Orphan     bool            // the server no longer knows it
 
 	RepositoryBytes, GivenBytes int64
 }

@@ -418,7 +418,16 @@ func (l fakeWay) DropStash(ctx context.Context, machine int, from disk.Repositor
 	return nil
 }
 
-func (l fakeWay) Resize(context.Context, int, string, int, int64) error { return nil }
+func (l fakeWay) Resize(ctx context.Context, machine int, _ string, id int, size int64) error {
+	leave, err := l.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	l.w.did(machine, fmt.Sprintf("resize-%d-%d", id, size))
+	return nil
+}
+
 func (l fakeWay) Capacity(context.Context) (disk.Capacity, error) {
 	return disk.Capacity{Total: 100, Free: 50, Used: 50}, nil
 }
