@@ -123,8 +123,9 @@ others() {
 }
 
 end_others() {
-	trap '' TERM INT PWR USR1 USR2
+	trap '' TERM INT PWR USR1 USR2 HUP
 	kill -TERM -1
+	kill -HUP -1 # a shell somebody types in ignores TERM
 	tries=0
 	while others && [ $tries -lt 20 ]; do
 		tries=$((tries + 1))

@@ -26,7 +26,7 @@ context || {
 	# A CD-ROM answers a while after its driver is there; with no controller nothing will come.
 	until context; do
 		n=$((n + 1))
-		[ $n -lt 10 ] && [ -e /sys/class/scsi_host/host0 ] || break
+		[ $n -lt 6 ] && [ -e /sys/class/scsi_host/host0 ] || break
 		sleep 0.2
 	done
 }
