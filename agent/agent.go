@@ -203,10 +203,9 @@ func (a *Agent) Run(ctx context.Context) error {
 // open reads the records, looks at the host and lets the workers begin.
 func (a *Agent) open(ctx context.Context) error {
 	var err error
-	if a.records, err = openRecords(a.cfg.StateDir); err != nil {
+	if a.records, err = openRecords(a.cfg.StateDir, !a.noSync); err != nil {
 		return err
 	}
-	a.records.db.NoSync = a.noSync
 	a.ctx = ctx
 	if err := a.load(); err != nil {
 		return errors.Join(err, a.records.close())

@@ -20,7 +20,7 @@ func Clean(ctx context.Context, cfg Config) error {
 		return err
 	}
 	if _, err := os.Stat(cfg.StateDir); err == nil {
-		records, err := openRecords(cfg.StateDir)
+		records, err := openRecords(cfg.StateDir, true)
 		if err != nil {
 			return err
 		}

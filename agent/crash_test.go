@@ -44,6 +44,7 @@ const wholeHistory = "prepare start save restore reboot(hard=false) save stash(d
 func liveThrough(t *testing.T, b *bench) {
 	b.begin()
 	for _, stage := range wholeLife {
+		stage.want.Machine.Context, stage.want.Machine.ContextImages = nil, nil // costs time and has no step of its own
 		b.order(stage.want)
 		b.until(3, stage.want.Epoch, stage.phase)
 		if b.agent.ctx.Err() == nil {
