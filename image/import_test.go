@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -363,7 +364,15 @@ func TestImportRefusesReferences(t *testing.T) {
 	secret := write(t, "secret", noise(1<<20))
 	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", at("backed"))
 	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+at("data"), at("external"), "1M")
-	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", at("encrypted"), "1M")
+	run(t, "qemu-img", "create", "-q", "-f", "qcow2", at("encrypted"), "1M")
+	f, err := os.OpenFile(at("encrypted"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteAt([]byte{0, 0, 0, 2}, 32) // crypt_method
+	if err = errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
 	run(t, "qemu-img", "create", "-q", "-f", "vmdk", "-o", "subformat=monolithicFlat", at("flat.vmdk"), "1M")
 	for name, want := range map[string]string{"backed": secret, "external": "external data file", "encrypted": "encrypted", "flat.vmdk": "vmdk descriptor"} {
 		repo, left := newRepository(t)

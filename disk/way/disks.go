@@ -29,6 +29,7 @@ func (p *preparation) overlay(ctx context.Context, spec disk.Spec, record *diskR
 	path := diskPath(p.request.Dir, spec.ID)
 	d := device.Device{Kind: device.File, Path: path, Format: device.QCOW2}
 	there, err := readOverlay(path)
+	record.Size = max(record.Size, there.Size) // grown elsewhere
 	switch {
 	case err == nil && there.Backing == base:
 		return d, own(path, p.request.UID, p.request.GID)

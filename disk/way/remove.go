@@ -21,7 +21,10 @@ func (w *Way) Remove(ctx context.Context, machine int, dir string) error {
 	if err != nil {
 		return err
 	}
-	if dir == "" && r != nil {
+	switch {
+	case dir == "" && r == nil:
+		return nil
+	case dir == "":
 		dir = r.Dir
 	}
 	return w.remove(ctx, machine, dir, r)

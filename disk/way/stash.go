@@ -299,7 +299,11 @@ func (p *preparation) bringBack(ctx context.Context, repo repository.Repository,
 	if f.Tree {
 		return p.bringTree(ctx, src, target)
 	}
-	reservation, err := p.way.store.Reserve(ctx, "stash", 0, src.Size()) // disks are promised; how sparse is not known
+	now := src.Size()
+	if d := p.record.disk(f.Disk); d != nil && d.Kind == volatile {
+		now = 0 // promised already, and mostly holes
+	}
+	reservation, err := p.way.store.Reserve(ctx, "stash", 0, now)
 	if err != nil {
 		return err
 	}

@@ -128,14 +128,7 @@ func (b *builder) Path() string {
 
 func (b *builder) SetSize(size int64) error { return b.file.Truncate(size) }
 
-func (b *builder) WriteAt(p []byte, offset int64) (int, error) {
-	n, err := b.file.WriteAt(p, offset)
-	if err == nil {
-		// A hint only: by the time of fsync most is on the disk.
-		_ = unix.SyncFileRange(int(b.file.Fd()), offset, int64(n), unix.SYNC_FILE_RANGE_WRITE)
-	}
-	return n, err
-}
+func (b *builder) WriteAt(p []byte, offset int64) (int, error) { return b.file.WriteAt(p, offset) }
 
 // File is for sharing blocks with a source.
 func (b *builder) File() *os.File { return b.file }

@@ -1,0 +1,130 @@
+package way
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"hayloft/cloud/fault"
+	"hayloft/disk"
+	"hayloft/image"
+	"hayloft/internal/command"
+)
+
+// crashPlan is what the child does over and over until it is killed.
+type crashPlan struct {
+	Root, Run  string
+	Repository disk.Repository
+	Image      *disk.Image
+}
+
+const crashEnv = "HAYLOFT_WAY_CRASH"
+
+func (p crashPlan) request(machine int) disk.Request {
+	return disk.Request{Machine: machine, Dir: filepath.Join(p.Run, "m"), UID: os.Getuid(), GID: os.Getgid(),
+		Disks: []disk.Spec{{ID: 0, Volatile: "fs", Size: 64 << 10}, {ID: 1, Image: p.Image, ReadOnly: true}}}
+}
+
+var content = noise(64<<10, 77)
+
+// TestCrashChild is the process that TestKilledAnywhere kills.
+func TestCrashChild(t *testing.T) {
+	text := os.Getenv(crashEnv)
+	if text == "" {
+		return // run as a test of its own it has nothing to do
+	}
+	var p crashPlan
+	if err := json.Unmarshal([]byte(text), &p); err != nil {
+		t.Fatal(err)
+	}
+	for ctx := t.Context(); ; {
+		w := p.open(t)
+		r := p.request(1)
+		if _, err := w.Unstash(ctx, r, p.Repository, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.DropStash(ctx, 1, p.Repository); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Stash(ctx, 1, r.Dir, nil, p.Repository); err != nil {
+			t.Fatal(err)
+		}
+		_ = os.RemoveAll(filepath.Join(p.Root, "base")) // so that it is fetched each time
+	}
+}
+
+func (p crashPlan) open(t *testing.T) *Way {
+	t.Helper()
+	w, err := New(Config{Root: p.Root, Runner: command.Exec{}, Log: slog.New(slog.DiscardHandler), GID: os.Getgid(), Host: "here"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// TestKilledAnywhere: wherever a host's agent dies, the machine's disk is whole, here or in the stash, and a base
+// is right or not there.
+func TestKilledAnywhere(t *testing.T) {
+	b := newBench(t, 0)
+	p := crashPlan{Root: b.root, Run: b.run, Repository: b.repository, Image: b.add("tiny", diskContent())}
+	ctx := context.Background()
+	d := b.prepare(p.request(1)).Devices[0]
+	if err := os.WriteFile(d.Path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.way.Stash(ctx, 1, p.request(1).Dir, nil, b.repository); err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 12 {
+		child := exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
+		child.Env = append(os.Environ(), crashEnv+"="+string(text))
+		var out bytes.Buffer
+		child.Stdout, child.Stderr = &out, &out
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
+		delay := 20*time.Millisecond + rand.N(150*time.Millisecond)
+		time.Sleep(delay)
+		_ = child.Process.Kill()
+		if err := child.Wait(); err == nil || out.Len() > 0 {
+			t.Fatalf("child: %v\n%s", err, out.String())
+		}
+		w := p.open(t)
+		prepared, err := w.Unstash(ctx, p.request(1), b.repository, nil)
+		if fault.Is(err, fault.NotFound) { // not stashed: it must be here
+			prepared, err = w.Prepare(ctx, p.request(1), nil)
+		}
+		if err != nil {
+			t.Fatalf("killed after %v: %v", delay, err)
+		}
+		disk0, err1 := os.ReadFile(prepared.Devices[0].Path)
+		base, err2 := os.ReadFile(prepared.Devices[1].Path)
+		if err := errors.Join(err1, err2); err != nil || !bytes.Equal(disk0, content) || !bytes.Equal(base, diskContent()) {
+			t.Fatalf("killed after %v: disk whole %v, base whole %v, %v", delay, bytes.Equal(disk0, content), bytes.Equal(base, diskContent()), err)
+		}
+		if err := w.Stash(ctx, 1, p.request(1).Dir, nil, b.repository); err != nil {
+			t.Fatal(err)
+		}
+		b.way = w
+		b.nothing()
+	}
+	names, err := os.ReadDir(b.repository.Path)
+	if err != nil || len(names) != 3 { // tiny, tiny.idx, machines
+		t.Errorf("%v %v", names, err)
+	}
+	if _, err := image.ParseDigest(p.Image.Digest); err != nil {
+		t.Error(err)
+	}
+}
