@@ -24,7 +24,7 @@ import (
 
 // Config is what a driver needs.
 type Config struct {
-	StateDir string    // directory of the simulated machines, made when missing; one driver at a time
+	StateDir string    // directory of the simulated machines, made when missing; one driver at a time. "" keeps them in memory, for as long as the driver
 	Defaults Behaviour // of machines whose Simulated does not say otherwise
 	Log      *slog.Logger
 }
@@ -53,12 +53,15 @@ func New(config Config) (*Driver, error) {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	if err := os.MkdirAll(config.StateDir, 0o700); err != nil {
-		return nil, err
-	}
-	machines, err := readRecords(config.StateDir)
-	if err != nil {
-		return nil, err
+	machines := make(map[int]record)
+	if config.StateDir != "" {
+		if err := os.MkdirAll(config.StateDir, 0o700); err != nil {
+			return nil, err
+		}
+		var err error
+		if machines, err = readRecords(config.StateDir); err != nil {
+			return nil, err
+		}
 	}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -145,8 +148,10 @@ func (d *Driver) running(id int) (record, error) {
 
 // keep stores a changed record, on disk first, and announces the change. The caller has the turn.
 func (d *Driver) keep(r record) error {
-	if err := r.write(d.config.StateDir); err != nil {
-		return err
+	if d.config.StateDir != "" {
+		if err := r.write(d.config.StateDir); err != nil {
+			return err
+		}
 	}
 	d.mu.Lock()
 	d.machines[r.ID] = r

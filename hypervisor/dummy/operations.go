@@ -212,8 +212,10 @@ func (d *Driver) Remove(ctx context.Context, id int) error {
 		return fmt.Errorf("domain %d: %w", id, err)
 	}
 	defer done()
-	if err := os.Remove(recordPath(d.config.StateDir, id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	if d.config.StateDir != "" {
+		if err := os.Remove(recordPath(d.config.StateDir, id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	d.mu.Lock()
 	_, known := d.machines[id]

@@ -34,9 +34,15 @@ func kill(r *rig) {
 	}
 }
 
-// reboot watches that the domain is running at every look until the guest is up again.
+// reboot watches that the domain is running at every look until the guest is up again, also with somebody
+// attached to its console.
 func reboot(r *rig, hard bool) {
 	m := r.started()
+	if consoler, ok := r.driver.(hypervisor.Consoler); ok {
+		attached, err := consoler.Console(r.ctx, m.ID)
+		r.must(err)
+		defer attached.Close()
+	}
 	r.must(r.driver.Reboot(r.ctx, m.ID, hard))
 	if r.Console && r.BootMark != "" {
 		r.await("second boot", func() bool {

@@ -24,24 +24,22 @@ var devices = []string{
 const (
 	seccompProfile  = "/usr/share/lxc/config/common.seccomp"
 	postStop        = "/bin/true" // its line in the log says that the container was taken down in order
+	truncate        = "/usr/bin/truncate"
 	consoleLogBytes = 1 << 20
 )
 
 // paths of one container, all below the machine's own directory.
 type paths struct{ dir string }
 
-func pathsOf(m hypervisor.Machine) paths { return paths{filepath.Join(m.Dir, "lxc")} }
-func (p paths) configuration() string    { return filepath.Join(p.dir, "config") }
-func (p paths) root() string             { return filepath.Join(p.dir, "rootfs") }
-func (p paths) log() string              { return filepath.Join(p.dir, "log") }
-func (p paths) stderr() string           { return filepath.Join(p.dir, "stderr") }
-func (p paths) pid() string              { return filepath.Join(p.dir, "pid") }
-func (p paths) consoleLog() string       { return filepath.Join(p.dir, "console.log") }
-func (p paths) olderConsoleLog() string  { return p.consoleLog() + ".1" }
-func containerName(id int) string        { return "vm-" + strconv.Itoa(id) }
-func (p paths) commandSocket(id int) string {
-	return "@" + p.dir + "/" + containerName(id) + "/command"
-}
+func pathsOf(m hypervisor.Machine) paths      { return paths{filepath.Join(m.Dir, "lxc")} }
+func (p paths) configuration() string         { return filepath.Join(p.dir, "config") }
+func (p paths) root() string                  { return filepath.Join(p.dir, "rootfs") }
+func (p paths) log() string                   { return filepath.Join(p.dir, "log") }
+func (p paths) stderr() string                { return filepath.Join(p.dir, "stderr") }
+func (p paths) pid() string                   { return filepath.Join(p.dir, "pid") }
+func (p paths) consoleLog() string            { return filepath.Join(p.dir, "console.log") }
+func (p paths) olderConsoleLog() string       { return p.consoleLog() + ".1" }
+func containerName(id int) string             { return "vm-" + strconv.Itoa(id) }
 func guestGroup(tree string, id int) string   { return tree + "/" + containerName(id) + "/guest" }
 func monitorGroup(tree string, id int) string { return tree + "/" + containerName(id) + "/monitor" }
 
@@ -60,7 +58,7 @@ func configuration(m hypervisor.Machine, tree string) string {
 	set("console.rotate", "1")
 	set("hook.version", "1") // hooks get no arguments but their own
 	// At each boot: a guest that reboots for ever must not fill the host's disk.
-	set("hook.pre-start", "/usr/bin/truncate --no-create --size 0 %s", p.log())
+	set("hook.pre-start", truncate+" --no-create --size 0 %s", p.log())
 	set("hook.post-stop", "%s", postStop)
 	set("monitor.signal.pdeath", "SIGKILL")
 	set("autodev", "1")

@@ -2,12 +2,12 @@ package lxc
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"io"
-	"net"
 	"os"
+	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,208 +29,209 @@ func (d *Driver) ConsoleLog(_ context.Context, id int, limit int) ([]byte, error
 	return text, nil
 }
 
-// Console implements hypervisor.Consoler. lxc gives its terminal to one at a time; the driver takes it with
-// the first reader and shares it among all.
+// console is one reader: it follows the console's log and writes to the console's terminal. lxc's own way,
+// lxc-console, lets in one reader at a time, and a container that reboots meanwhile does not come back
+// ("Failed to add console handlers to mainloop" in lxc 5.0.2). This one leaves lxc as it is.
+type console struct {
+	driver *Driver
+	id     int
+	path   string
+	log    *os.File
+	news   *os.File // inotify of the log's directory
+	mu     sync.Mutex
+	closed bool
+}
+
+// Console implements hypervisor.Consoler. It goes on over reboots.
 func (d *Driver) Console(ctx context.Context, id int) (io.ReadWriteCloser, error) {
 	turn, done, err := d.turns.Take(ctx, id)
 	if err != nil {
 		return nil, fmt.Errorf("domain %d: console: %w", id, err)
 	}
 	defer done()
-	r, err := d.settled(turn, id)
+	if _, err = d.settled(turn, id); err != nil {
+		return nil, err
+	}
+	r, err := d.runningNow(id)
 	if err != nil {
 		return nil, err
 	}
-	if r.Phase != running {
-		return nil, fault.Errorf(fault.WrongState, "lxc: domain %d is %s", id, r.Status)
-	}
-	d.mu.Lock()
-	h := d.hubs[id]
-	d.mu.Unlock()
-	if h != nil {
-		if c := h.attach(); c != nil {
-			return c, nil
-		}
-	}
-	terminal, connection, err := takeTerminal(turn, pathsOf(r.Machine).commandSocket(id))
+	c, err := follow(pathsOf(r.Machine))
 	if err != nil {
 		return nil, fmt.Errorf("domain %d: console: %w", id, err)
 	}
-	h = &hub{terminal: terminal, connection: connection, readers: make(map[*consoleReader]bool)}
+	c.driver, c.id = d, id
 	d.mu.Lock()
-	d.hubs[id] = h
-	d.mu.Unlock()
-	c := h.attach()
-	d.watchers.Go(h.pump)
+	defer d.mu.Unlock()
+	if d.consoles[id] == nil {
+		d.consoles[id] = make(map[*console]bool)
+	}
+	d.consoles[id][c] = true
 	return c, nil
 }
 
+func follow(p paths) (*console, error) {
+	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("inotify_init1", err)
+	}
+	news := os.NewFile(uintptr(fd), "inotify")
+	if _, err := unix.InotifyAddWatch(fd, p.dir, unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
+		news.Close()
+		return nil, os.NewSyscallError("inotify_add_watch", err)
+	}
+	log, err := os.Open(p.consoleLog())
+	if err == nil {
+		_, err = log.Seek(0, io.SeekEnd)
+	}
+	if err != nil {
+		news.Close()
+		return nil, err
+	}
+	return &console{path: p.consoleLog(), log: log, news: news}, nil
+}
+
+// hangUp ends all consoles of a container once they have read what is there.
 func (d *Driver) hangUp(id int) {
 	d.mu.Lock()
-	h := d.hubs[id]
-	delete(d.hubs, id)
+	consoles := d.consoles[id]
+	delete(d.consoles, id)
 	d.mu.Unlock()
-	if h != nil {
-		h.close()
+	for c := range consoles {
+		c.news.Close()
 	}
 }
 
-// takeTerminal asks the monitor for the container's console, as lxc-console -t 0 does: a request of lxc's
-// command protocol (commands.h: number 0 is LXC_CMD_GET_TTY_FD), answered with the terminal as a file
-// descriptor. lxc takes the terminal back when the connection ends.
-func takeTerminal(ctx context.Context, socket string) (*os.File, net.Conn, error) {
-	var dialer net.Dialer
-	c, err := dialer.DialContext(ctx, "unix", socket)
-	if err != nil {
-		return nil, nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { c.Close() })
-	defer stop()
-	connection := c.(*net.UnixConn)
-	terminal, err := requestTerminal(connection)
-	if err != nil {
-		c.Close()
-		return nil, nil, fmt.Errorf("lxc's command socket: %w", err)
-	}
-	return terminal, c, nil
-}
-
-func requestTerminal(c *net.UnixConn) (*os.File, error) {
-	request := make([]byte, 16) // int cmd, int length of data, pointer (here: the terminal's number, 0)
-	if _, err := c.Write(request); err != nil {
-		return nil, err
-	}
-	answer, control := make([]byte, 16), make([]byte, 4096)
-	n, nc, _, _, err := c.ReadMsgUnix(answer, control)
-	if err != nil {
-		return nil, err
-	}
-	if n < 4 {
-		return nil, io.ErrUnexpectedEOF
-	}
-	messages, err := unix.ParseSocketControlMessage(control[:nc])
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range messages {
-		if fds, err := unix.ParseUnixRights(&m); err == nil && len(fds) > 0 {
-			for _, extra := range fds[1:] {
-				unix.Close(extra)
-			}
-			unix.CloseOnExec(fds[0])
-			if err := unix.SetNonblock(fds[0], true); err != nil {
-				unix.Close(fds[0])
-				return nil, err
-			}
-			return os.NewFile(uintptr(fds[0]), "console"), nil
+// Read implements io.Reader; it ends with io.EOF when the container does. One Read at a time.
+func (c *console) Read(p []byte) (int, error) {
+	events := make([]byte, 4096)
+	for over := false; ; {
+		c.mu.Lock()
+		if c.closed {
+			c.mu.Unlock()
+			return 0, io.EOF
 		}
-	}
-	code := int32(binary.NativeEndian.Uint32(answer))
-	return nil, fault.Errorf(fault.Busy, "no terminal (answer %d): somebody else is attached", code)
-}
-
-// consoleBuffer is how many bytes a reader may be behind; a slower one loses the oldest.
-const consoleBuffer = 256 << 10
-
-// hub shares one terminal among readers.
-type hub struct {
-	terminal   *os.File
-	connection net.Conn
-	mu         sync.Mutex
-	readers    map[*consoleReader]bool
-	closed     bool
-}
-
-type consoleReader struct {
-	hub     *hub
-	changed *sync.Cond // on hub.mu
-	unread  []byte
-	closed  bool
-}
-
-// attach is nil once the hub has closed.
-func (h *hub) attach() io.ReadWriteCloser {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
-		return nil
-	}
-	c := &consoleReader{hub: h, changed: sync.NewCond(&h.mu)}
-	h.readers[c] = true
-	return c
-}
-
-// pump copies from the terminal to all readers until the terminal ends.
-func (h *hub) pump() {
-	buffer := make([]byte, 4096)
-	for {
-		n, err := h.terminal.Read(buffer)
-		h.mu.Lock()
-		for c := range h.readers {
-			c.unread = append(c.unread, buffer[:n]...)
-			c.unread = c.unread[max(0, len(c.unread)-consoleBuffer):]
-			c.changed.Broadcast()
-		}
-		h.mu.Unlock()
-		if err != nil {
-			h.close()
-			return
+		n, _ := c.log.Read(p)
+		rotated := n == 0 && c.rotate()
+		c.mu.Unlock()
+		switch {
+		case n > 0 || len(p) == 0:
+			return n, nil
+		case rotated:
+		case over:
+			return 0, io.EOF
+		default:
+			_, err := c.news.Read(events)
+			over = err != nil
 		}
 	}
 }
 
-func (h *hub) close() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
-		return
+// rotate goes on to the next file when lxc has moved the read one away. The caller holds c.mu.
+func (c *console) rotate() bool {
+	own, err := c.log.Stat()
+	if err != nil {
+		return false
 	}
-	h.closed = true
-	h.terminal.Close()
-	h.connection.Close()
-	for c := range h.readers {
-		c.closed = true
-		c.changed.Broadcast()
+	now, err := os.Stat(c.path)
+	if err != nil || os.SameFile(own, now) {
+		return false
 	}
-	clear(h.readers)
+	next, err := os.Open(c.path)
+	if err != nil {
+		return false
+	}
+	c.log.Close()
+	c.log = next
+	return true
 }
 
-// Read implements io.Reader; it ends with io.EOF when the container does.
-func (c *consoleReader) Read(p []byte) (int, error) {
-	c.hub.mu.Lock()
-	defer c.hub.mu.Unlock()
-	for len(c.unread) == 0 && !c.closed && len(p) > 0 {
-		c.changed.Wait()
-	}
-	if len(c.unread) == 0 && c.closed {
-		return 0, io.EOF
-	}
-	n := copy(p, c.unread)
-	c.unread = c.unread[n:]
-	return n, nil
-}
-
-// Write implements io.Writer.
-func (c *consoleReader) Write(p []byte) (int, error) {
-	c.hub.mu.Lock()
+// Write implements io.Writer. What is typed during a reboot is lost, as on a real terminal.
+func (c *console) Write(p []byte) (int, error) {
+	c.mu.Lock()
 	closed := c.closed
-	c.hub.mu.Unlock()
-	if closed {
+	c.mu.Unlock()
+	r, err := c.driver.look(c.id)
+	if closed || err != nil || r.Phase != running {
 		return 0, io.ErrClosedPipe
 	}
-	return c.hub.terminal.Write(p)
+	terminal, err := terminalOf(r.Monitor)
+	if err != nil {
+		return 0, fmt.Errorf("domain %d: console: %w", c.id, err)
+	}
+	defer unix.Close(terminal)
+	return typeInto(terminal, p)
 }
 
-// Close implements io.Closer; the last reader gives the terminal back.
-func (c *consoleReader) Close() error {
-	c.hub.mu.Lock()
-	c.closed = true
-	c.changed.Broadcast()
-	delete(c.hub.readers, c)
-	last := len(c.hub.readers) == 0
-	c.hub.mu.Unlock()
-	if last {
-		c.hub.close()
+// Close implements io.Closer.
+func (c *console) Close() error {
+	c.driver.mu.Lock()
+	delete(c.driver.consoles[c.id], c)
+	if len(c.driver.consoles[c.id]) == 0 {
+		delete(c.driver.consoles, c.id)
+	}
+	c.driver.mu.Unlock()
+	c.news.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.closed = true
+		c.log.Close()
 	}
 	return nil
+}
+
+// terminalOf is a duplicate of the monitor's side of the console, the only terminal it has (tty.max is 0).
+func terminalOf(monitor process) (int, error) {
+	pidfd, err := unix.PidfdOpen(monitor.PID, 0)
+	if err != nil || !monitor.alive() {
+		return -1, errNoProcess
+	}
+	defer unix.Close(pidfd)
+	dir := fmt.Sprintf("/proc/%d/fd/", monitor.PID)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return -1, err
+	}
+	for _, e := range entries {
+		target, err := os.Readlink(dir + e.Name())
+		if err != nil || !strings.HasSuffix(target, "ptmx") {
+			continue
+		}
+		var fd int
+		if _, err := fmt.Sscan(e.Name(), &fd); err != nil {
+			continue
+		}
+		return unix.PidfdGetfd(pidfd, fd, 0)
+	}
+	return -1, fault.Errorf(fault.Busy, "the container has no terminal now")
+}
+
+// The terminal is shared with the monitor, so it stays in blocking mode; small pieces, each after the
+// terminal has said that there is room, do not block.
+const (
+	pieceBytes = 64
+	roomLimit  = 5 * time.Second
+)
+
+func typeInto(terminal int, p []byte) (written int, err error) {
+	for written < len(p) {
+		room := []unix.PollFd{{Fd: int32(terminal), Events: unix.POLLOUT}}
+		n, err := unix.Poll(room, int(roomLimit.Milliseconds()))
+		if err == unix.EINTR {
+			continue
+		}
+		if err == nil && (n == 0 || room[0].Revents&unix.POLLOUT == 0) {
+			err = fault.Errorf(fault.Busy, "the guest does not read from its console")
+		}
+		if err != nil {
+			return written, err
+		}
+		n, err = unix.Write(terminal, p[written:min(len(p), written+pieceBytes)])
+		if err != nil {
+			return written, os.NewSyscallError("write", err)
+		}
+		written += n
+	}
+	return written, nil
 }

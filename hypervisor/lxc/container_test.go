@@ -1,6 +1,8 @@
 package lxc
 
 import (
+	"context"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -69,7 +71,8 @@ func awaitConsole(t *testing.T, d *Driver, id int, text string) {
 	var log []byte
 	defer func() {
 		if t.Failed() {
-			t.Logf("console:\n%s", log)
+			domains, _ := d.List(context.WithoutCancel(t.Context()))
+			t.Logf("domains %+v; console:\n%s", domains, log[max(0, len(log)-2000):])
 		}
 	}()
 	await(t, text+" on the console", func() bool {
@@ -276,10 +279,11 @@ func TestAdoptionThaws(t *testing.T) {
 	m := plugged(guest(t, userland(t), 6050))
 	d, stateDir := run(t, m)
 	awaitConsole(t, d, m.ID, bootMark)
-	f, err := d.freezer(m.ID)
+	r, err := d.look(m.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
+	f := d.freezer(r)
 	if err := f.set(true); err != nil {
 		t.Fatal(err)
 	}
@@ -298,12 +302,73 @@ func TestAdoptionThaws(t *testing.T) {
 	}
 }
 
+func TestConsoleOutlivesAReboot(t *testing.T) {
+	m := plugged(guest(t, userland(t), 6056))
+	d, _ := run(t, m)
+	awaitConsole(t, d, m.ID, bootMark)
+	c, err := d.Console(t.Context(), m.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := d.Reboot(t.Context(), m.ID, false); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the second boot", func() bool {
+		log, _ := d.ConsoleLog(t.Context(), m.ID, 1<<20)
+		return strings.Count(string(log), bootMark) == 2
+	})
+	if _, err := io.WriteString(c, "again\n"); err != nil {
+		t.Fatal(err)
+	}
+	stop := time.AfterFunc(10*time.Second, func() { c.Close() })
+	defer stop.Stop()
+	var got []byte
+	buffer := make([]byte, 1024)
+	for !strings.Contains(string(got), "got again") {
+		n, err := c.Read(buffer)
+		if err != nil {
+			t.Fatalf("the console ended with %v after %q", err, got)
+		}
+		got = append(got, buffer[:n]...)
+	}
+	if !strings.Contains(string(got), bootMark) {
+		t.Errorf("the second boot is not on the console: %q", got)
+	}
+}
+
+func TestAdoptionGoesOnAroundABusyPort(t *testing.T) {
+	m := plugged(guest(t, userland(t), 6057))
+	foreign := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: m.NICs[0].Port}}
+	if err := netlink.LinkAdd(foreign); err != nil {
+		t.Fatal(err)
+	}
+	defer netlink.LinkDel(foreign)
+	stateDir := t.TempDir()
+	lost := record{Machine: m, Phase: running, Monitor: process{PID: 1 << 30, Boot: "of another day"}}
+	if err := lost.write(stateDir); err != nil {
+		t.Fatal(err)
+	}
+	d := newDriver(t, stateDir)
+	defer takeAway(t, d, m)
+	if domains, err := d.List(t.Context()); err != nil || len(domains) != 1 {
+		t.Fatalf("list %+v, %v; want the machine still listed", domains, err)
+	}
+	if err := netlink.LinkDel(foreign); err != nil {
+		t.Fatal(err)
+	}
+	if end := awaitEnd(t, d, m.ID); end.Status != hypervisor.Crashed || !strings.Contains(end.Reason, "host was restarted") {
+		t.Errorf("%+v, want crashed with the host", end)
+	}
+}
+
 func TestLogsStayBounded(t *testing.T) {
 	m := scripted(t, 6055, `
 [ -e /boots ] && read boots </boots
 boots=$((boots + 1))
 echo $boots >/boots
 dd if=/dev/zero bs=64k count=12 2>/dev/null
+echo; echo "boot $boots"
 [ $boots -lt 8 ] && reboot -f
 echo "last boot"
 while :; do sleep 1000; done

@@ -14,34 +14,35 @@ import (
 	"hayloft/hypervisor"
 )
 
-// adopt takes a container over from an earlier driver.
-func (d *Driver) adopt(ctx context.Context, r record) error {
-	switch {
-	case r.Phase == starting:
-		return d.forget(ctx, r.Machine)
-	case r.Phase == running && r.Monitor.Boot == d.hostBoot && r.Monitor.alive():
-		d.containers[r.Machine.ID] = r
-		d.thaw(r.Machine.ID)
-		d.watch(r)
-		return nil
-	case r.Phase == running:
-		return d.bury(ctx, r)
+// adopt takes a container over from an earlier driver. What cannot be cleared up now does not keep the
+// driver from the other containers: it stays listed, and is tried again.
+func (d *Driver) adopt(ctx context.Context, r record) {
+	id := r.Machine.ID
+	if r.Phase == starting {
+		err := d.forget(ctx, r.Machine)
+		if err == nil {
+			return
+		}
+		d.config.Log.Error("container: clearing up after an interrupted start", "vm", id, "error", err)
+		r.Phase, r.Status, r.Reason = ended, hypervisor.Crashed, "its start was interrupted: "+err.Error()
 	}
-	d.containers[r.Machine.ID] = r
-	return nil
+	d.containers[id] = r
+	if r.Phase != running {
+		return
+	}
+	if r.Monitor.alive() && r.Monitor.Boot == d.hostBoot {
+		_ = d.freezer(r).set(false) // an earlier process may have died over a Freeze
+	} else if err := d.bury(ctx, r); err == nil {
+		return
+	}
+	d.watch(r)
 }
 
 // watch waits for the end of the monitor in a goroutine that ends with it or with the driver.
 func (d *Driver) watch(r record) {
 	d.watchers.Go(func() {
-		if pidfd, err := r.Monitor.open(); err == nil {
-			stop := context.AfterFunc(d.life, func() { pidfd.SetReadDeadline(time.Unix(1, 0)) })
-			err = awaitExit(pidfd)
-			stop()
-			pidfd.Close()
-			if err != nil {
-				return
-			}
+		if r.Monitor.Boot == d.hostBoot && !d.outlives(r.Monitor) {
+			return
 		}
 		for d.life.Err() == nil {
 			turn, done, err := d.turns.Take(d.life, r.Machine.ID)
@@ -65,6 +66,18 @@ func (d *Driver) watch(r record) {
 			}
 		}
 	})
+}
+
+// outlives waits for the end of the process; false when the driver was closed before.
+func (d *Driver) outlives(p process) bool {
+	pidfd, err := p.open()
+	if err != nil {
+		return true
+	}
+	defer pidfd.Close()
+	stop := context.AfterFunc(d.life, func() { pidfd.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	return awaitExit(pidfd) == nil
 }
 
 // settled is the container as it is now, also when its monitor has ended and the watcher has not come to

@@ -2,9 +2,9 @@ package lxc
 
 import (
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,11 +19,8 @@ func (d *Driver) Freeze(ctx context.Context, id int, fn func() error) error {
 		if r.Phase != running {
 			return fault.Errorf(fault.WrongState, "it is %s", r.Status)
 		}
-		f, err := d.freezer(id)
-		if err != nil {
-			return err
-		}
-		defer f.set(false)
+		f := d.freezer(r)
+		defer f.set(false) // fails only when the container is gone
 		if err := f.set(true); err != nil {
 			return err
 		}
@@ -40,46 +37,22 @@ func (d *Driver) Freeze(ctx context.Context, id int, fn func() error) error {
 	})
 }
 
-// freezer is the file that stops a control group and the one that says that it has stopped.
-type freezer struct{ control, state, on, off, mark string }
+// freezer is the container's cgroup2 group as its monitor sees it: there it is on every host.
+type freezer struct{ group string }
 
-func (d *Driver) freezer(id int) (freezer, error) {
-	g, err := d.tree.Open(containerName(id))
-	if err != nil {
-		return freezer{}, err
-	}
-	for _, path := range g.Paths() {
-		v2 := freezer{filepath.Join(path, "guest/cgroup.freeze"), filepath.Join(path, "guest/cgroup.events"), "1", "0", "frozen 1"}
-		v1 := freezer{filepath.Join(path, "freezer.state"), filepath.Join(path, "freezer.state"), "FROZEN", "THAWED", "FROZEN"}
-		for _, f := range []freezer{v2, v1} {
-			if _, err := os.Stat(f.control); err == nil {
-				return f, nil
-			}
-		}
-	}
-	return freezer{}, fault.Errorf(fault.Unsupported, "the host has no freezer control group")
+func (d *Driver) freezer(r record) freezer {
+	return freezer{filepath.Join("/proc", strconv.Itoa(r.Monitor.PID), "root", cgroupMount, guestGroup(d.tree.Root(), r.Machine.ID))}
 }
 
 func (f freezer) set(on bool) error {
-	word := f.off
+	word := "0"
 	if on {
-		word = f.on
+		word = "1"
 	}
-	err := os.WriteFile(f.control, []byte(word), 0)
-	if errors.Is(err, os.ErrNotExist) && !on {
-		return nil // killed meanwhile
-	}
-	return err
+	return os.WriteFile(filepath.Join(f.group, "cgroup.freeze"), []byte(word), 0)
 }
 
 func (f freezer) frozen() bool {
-	text, err := os.ReadFile(f.state)
-	return err == nil && strings.Contains(string(text), f.mark)
-}
-
-// thaw lets an adopted container go on that an earlier process died over.
-func (d *Driver) thaw(id int) {
-	if f, err := d.freezer(id); err == nil {
-		_ = f.set(false)
-	}
+	text, err := os.ReadFile(filepath.Join(f.group, "cgroup.events"))
+	return err == nil && strings.Contains(string(text), "frozen 1")
 }

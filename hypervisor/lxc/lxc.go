@@ -12,8 +12,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -46,7 +46,7 @@ type Driver struct {
 
 	mu         sync.Mutex
 	containers map[int]record
-	hubs       map[int]*hub
+	consoles   map[int]map[*console]bool
 
 	life     context.Context // ends with Close
 	stop     context.CancelFunc
@@ -88,13 +88,10 @@ func New(config Config) (*Driver, error) {
 	d := &Driver{
 		config: config, hostBoot: strings.TrimSpace(string(boot)), tree: tree, feed: feed.New(),
 		hidden:     !slices.ContainsFunc(layout.Hierarchies, func(h cgroup.Hierarchy) bool { return h.V2 }),
-		containers: make(map[int]record), hubs: make(map[int]*hub), life: life, stop: stop,
+		containers: make(map[int]record), consoles: make(map[int]map[*console]bool), life: life, stop: stop,
 	}
 	for _, r := range records {
-		if err := d.adopt(life, r); err != nil {
-			d.Close()
-			return nil, fmt.Errorf("domain %d: adopt: %w", r.Machine.ID, err)
-		}
+		d.adopt(life, r)
 	}
 	return d, nil
 }
@@ -103,11 +100,10 @@ func New(config Config) (*Driver, error) {
 func (d *Driver) Close() error {
 	d.stop()
 	d.mu.Lock()
-	hubs := d.hubs
-	d.hubs = make(map[int]*hub)
+	attached := slices.Collect(maps.Keys(d.consoles))
 	d.mu.Unlock()
-	for _, h := range hubs {
-		h.close()
+	for _, id := range attached {
+		d.hangUp(id)
 	}
 	d.watchers.Wait()
 	return nil
@@ -115,28 +111,6 @@ func (d *Driver) Close() error {
 
 // Name implements hypervisor.Driver.
 func (d *Driver) Name() string { return "lxc" }
-
-// Probe implements hypervisor.Driver: fault.Unsupported where lxc or what it needs is missing.
-func (d *Driver) Probe(ctx context.Context) (hypervisor.Capabilities, error) {
-	out, err := d.config.Runner.Run(ctx, command.Cmd{Name: "lxc-start", Args: []string{"--version"}})
-	if err != nil {
-		return hypervisor.Capabilities{}, err
-	}
-	c := hypervisor.Capabilities{Version: "LXC " + strings.TrimSpace(string(out)), Attributes: map[string]string{}}
-	if text, err := os.ReadFile("/proc/filesystems"); err == nil && !strings.Contains(string(text), "\toverlay\n") {
-		c.Notes = append(c.Notes, "the kernel does not offer overlay yet (module overlay); containers need it")
-	}
-	if _, err := exec.LookPath(postStop); err != nil {
-		return c, fault.Errorf(fault.Unsupported, "lxc: %s is missing", postStop)
-	}
-	if layout, err := cgroup.Detect(); err == nil {
-		c.Attributes["CGROUPS"] = string(layout.Mode)
-	}
-	if !d.tree.Available() {
-		c.Notes = append(c.Notes, "control groups are not writable: containers run without limits")
-	}
-	return c, nil
-}
 
 // List implements hypervisor.Driver.
 func (d *Driver) List(context.Context) ([]hypervisor.Domain, error) {
