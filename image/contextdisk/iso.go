@@ -14,6 +14,10 @@ const Label = "CONTEXT"
 // MaxImage is the size that an image is refused above, in bytes.
 const MaxImage = 64 << 20
 
+// leastSectors is the size that smaller images are padded to: guests look for the super blocks of many file
+// systems, the last beyond 256 KiB, and some (busybox) take a read past the end of the disk for a bad disk.
+const leastSectors = 192
+
 // Where things are, in sectors.
 const (
 	sector           = 2048 // bytes
@@ -52,6 +56,7 @@ func Image(files map[string][]byte, at time.Time) ([]byte, error) {
 	}
 	primary.layOut(entries)
 	joliet.layOut(entries)
+	next = max(next, leastSectors)
 
 	image := make([]byte, next*sector)
 	at0 := func(place int, data []byte) { copy(image[place*sector:], data) }
