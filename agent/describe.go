@@ -44,7 +44,7 @@ func repository(r *wire.Repository) disk.Repository {
 	return disk.Repository{ID: int(r.GetId()), Driver: r.GetDriver(), Path: r.GetPath(), Options: r.GetOptions()}
 }
 
-func image(i *wire.Image) disk.Image {
+func describeImage(i *wire.Image) disk.Image {
 	return disk.Image{ID: int(i.Id), Name: i.Name, Repository: repository(i.Repository), Source: i.Source,
 		Format: i.Format, Digest: i.Digest, Size: i.Size, Persistent: i.Persistent}
 }
@@ -52,7 +52,7 @@ func image(i *wire.Image) disk.Image {
 func spec(d *wire.Disk, tree bool) disk.Spec {
 	s := disk.Spec{ID: int(d.Id), Size: d.Size, ReadOnly: d.ReadOnly, Tree: tree, Volatile: d.VolatileType, FS: d.Fs, Mode: d.Mode}
 	if d.Image != nil {
-		i := image(d.Image)
+		i := describeImage(d.Image)
 		s.Image = &i
 	}
 	return s
@@ -69,11 +69,11 @@ func (p *pass) request() disk.Request {
 	}
 	for _, file := range []*wire.Image{m.Boot.GetKernel(), m.Boot.GetInitrd()} {
 		if file != nil {
-			r.Files = append(r.Files, image(file))
+			r.Files = append(r.Files, describeImage(file))
 		}
 	}
 	for _, named := range m.ContextImages {
-		r.Files = append(r.Files, image(named.Image))
+		r.Files = append(r.Files, describeImage(named.Image))
 	}
 	return r
 }

@@ -7,14 +7,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
 	"hayloft/hypervisor"
 	"hayloft/wire"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var quick = pace{
 	coalesce: time.Millisecond, host: time.Hour, hostPause: time.Millisecond, usage: time.Hour, askAgain: 5 * time.Millisecond,

@@ -23,7 +23,11 @@ func (p *pass) show(phase wire.Phase) {
 		report.CpuSeconds, report.MemoryBytes = 0, 0
 	}
 	if before == nil || before.Phase != phase || before.Epoch != report.Epoch {
-		p.log.Info("machine", "vm", p.vm(), "phase", phaseName(phase), "epoch", report.Epoch, "error", report.Error, "reason", report.Reason)
+		details := []any{"vm", p.vm(), "phase", phaseName(phase), "epoch", report.Epoch}
+		if why := report.Error + report.Reason; why != "" { // one of them at most
+			details = append(details, "why", why)
+		}
+		p.log.Info("machine", details...)
 	}
 	if !proto.Equal(before, report) {
 		p.m.report = report
