@@ -35,6 +35,12 @@ const (
 // mbrFile is the boot code of the syslinux package: it starts the active partition.
 const mbrFile = "/usr/lib/SYSLINUX/mbr.bin"
 
+// Not in the PATH of everybody.
+const (
+	mke2fs  = "/sbin/mke2fs"
+	debugfs = "/sbin/debugfs"
+)
+
 // makeMBR is the first sector: boot code and two partitions, the first of them active.
 func makeMBR(code []byte) ([]byte, error) {
 	if len(code) > bootCode {
@@ -106,7 +112,7 @@ func makeRoot(ctx context.Context, run command.Runner, scratch, image string, ro
 		return fmt.Errorf("root file system: %w", err)
 	}
 	options := fmt.Sprintf("offset=%d,root_owner=0:0,hash_seed=%s,lazy_itable_init=0,lazy_journal_init=0", rootStart, rootUUID)
-	_, err := run.Run(ctx, command.Cmd{Name: "mke2fs",
+	_, err := run.Run(ctx, command.Cmd{Name: mke2fs,
 		Args: []string{"-q", "-F", "-t", "ext4", "-L", "tiny", "-U", rootUUID, "-m", "0", "-b", "4096", "-N", "8192",
 			"-J", "size=4", "-O", "^metadata_csum,^64bit,^resize_inode,^orphan_file", "-E", options, "-d", dir, image,
 			strconv.Itoa(rootSize / 4096)},
@@ -130,6 +136,6 @@ func giveToRoot(ctx context.Context, run command.Runner, scratch, image string, 
 	if err := os.WriteFile(file, []byte(commands.String()), 0o644); err != nil {
 		return err
 	}
-	_, err := run.Run(ctx, command.Cmd{Name: "debugfs", Args: []string{"-w", "-f", file, fmt.Sprintf("%s?offset=%d", image, rootStart)}})
+	_, err := run.Run(ctx, command.Cmd{Name: debugfs, Args: []string{"-w", "-f", file, fmt.Sprintf("%s?offset=%d", image, rootStart)}})
 	return errors.Join(err, os.RemoveAll(file))
 }

@@ -38,7 +38,7 @@ type Set struct {
 // tools are the programs that a build needs and the Debian packages they are in.
 var tools = []struct{ program, debian string }{
 	{"apt-get", "apt"}, {"apt-cache", "apt"}, {"dpkg-deb", "dpkg"}, {"mformat", "mtools"}, {"mcopy", "mtools"},
-	{"syslinux", "syslinux"}, {"mke2fs", "e2fsprogs"}, {"debugfs", "e2fsprogs"}, {"mksquashfs", "squashfs-tools"},
+	{"syslinux", "syslinux"}, {mke2fs, "e2fsprogs"}, {debugfs, "e2fsprogs"}, {"mksquashfs", "squashfs-tools"},
 }
 
 // Packages are the Debian packages that must be installed on a machine that builds the images.

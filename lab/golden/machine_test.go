@@ -189,7 +189,7 @@ func readBack(t *testing.T, dir, disk, name string) string {
 	t.Helper()
 	raw := filepath.Join(dir, "back.raw")
 	do(t, "qemu-img", "convert", "-O", "raw", disk, raw)
-	out, err := (command.Exec{}).Run(t.Context(), command.Cmd{Name: "debugfs", Args: []string{"-R", "cat " + name, fmt.Sprintf("%s?offset=%d", raw, rootStart)}})
+	out, err := (command.Exec{}).Run(t.Context(), command.Cmd{Name: debugfs, Args: []string{"-R", "cat " + name, fmt.Sprintf("%s?offset=%d", raw, rootStart)}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// epoch is the time stamp of every file, so that the same packages give the same bytes.
+// epoch is the time stamp of every file, so that the same packages give the same archives.
 var epoch = time.Unix(1700000000, 0).UTC()
 
 // node is one directory, regular file or symbolic link. All belong to root.
