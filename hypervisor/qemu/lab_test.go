@@ -20,13 +20,31 @@ import (
 	"hayloft/lab/labtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(status int) {
+		os.Remove(sharedProbe())
+		os.Exit(status)
+	}))
+}
+
+// sharedProbe keeps the probe's answer for all tests of this process.
+func sharedProbe() string {
+	return filepath.Join(os.TempDir(), fmt.Sprintf("hayloft-qemu-probe-%d.json", os.Getpid()))
+}
 
 // cgroupRoot is this test process's own.
 func cgroupRoot() string { return fmt.Sprintf("hayloft-qemutest-%d", os.Getpid()) }
 
 // open makes a driver, closed at the end of the test. The probe's answer is shared between the tests.
 func open(t testing.TB, config Config) *Driver {
+	t.Helper()
+	d := openOnly(t, config)
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+// openOnly leaves closing to the caller.
+func openOnly(t testing.TB, config Config) *Driver {
 	t.Helper()
 	if config.Binary == "" {
 		seedProbe(t, config.StateDir)
@@ -37,7 +55,6 @@ func open(t testing.TB, config Config) *Driver {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { d.Close() })
 	return d
 }
 
@@ -50,8 +67,7 @@ func (w testWriter) Write(p []byte) (int, error) {
 
 // seedProbe gives a new state directory the answer that another test already has.
 func seedProbe(t testing.TB, stateDir string) {
-	shared := filepath.Join(os.TempDir(), fmt.Sprintf("hayloft-qemu-probe-%d.json", os.Getpid()))
-	target := filepath.Join(stateDir, "qemu-probe.json")
+	shared, target := sharedProbe(), filepath.Join(stateDir, "qemu-probe.json")
 	if text, err := os.ReadFile(shared); err == nil {
 		if err := os.WriteFile(target, text, 0o644); err != nil {
 			t.Fatal(err)
