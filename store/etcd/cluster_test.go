@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -87,12 +88,30 @@ func (c *cluster) stop(t *testing.T, i int) {
 	})
 }
 
+// leader is the running member that leads, or -1.
+func (c *cluster) leader() int {
+	return slices.IndexFunc(c.members, func(m *member) bool {
+		if m == nil {
+			return false
+		}
+		select {
+		case <-m.server.Server.StopNotify():
+			return false
+		default:
+			return m.server.Server.Leader() == m.server.Server.MemberID()
+		}
+	})
+}
+
 // killLeader stops the leading member without letting it hand over.
 func (c *cluster) killLeader(t *testing.T) {
 	t.Helper()
-	leader := slices.IndexFunc(c.members, func(m *member) bool { return m.server.Server.Leader() == m.server.Server.MemberID() })
-	if leader < 0 {
-		t.Fatal("the cluster has no leader")
+	leader := c.leader()
+	for begin := time.Now(); leader < 0; leader = c.leader() {
+		if time.Since(begin) > 30*time.Second {
+			t.Fatal("the cluster has no leader")
+		}
+		runtime.Gosched()
 	}
 	c.members[leader].server.Server.HardStop()
 	c.stop(t, leader)
@@ -145,10 +164,16 @@ func leaderKilled(t *testing.T, c *cluster) {
 		t.Fatalf("%d records of %d: %v", len(recs), n, err)
 	}
 	var seen []string
+	late := time.NewTimer(30 * time.Second)
+	defer late.Stop()
 	for len(seen) < n {
-		batch, open := <-events
-		if !open {
-			t.Fatalf("the watch closed after %d events", len(seen))
+		var batch []store.Event
+		select {
+		case batch = <-events:
+		case <-late.C:
+		}
+		if batch == nil {
+			t.Fatalf("the watch closed, or went silent, after %d events", len(seen))
 		}
 		for _, e := range batch {
 			seen = append(seen, e.Key)

@@ -42,6 +42,10 @@ func (s *Store) Campaign(ctx context.Context, name, value string) (store.Leaders
 		return nil, err
 	}
 	defer done()
+	if !s.begin() {
+		return nil, s.closedError()
+	}
+	defer s.owned.Done()
 	l, err := s.enter(call, prefix, value)
 	if err != nil {
 		return nil, s.classify(ctx, err)
@@ -79,6 +83,16 @@ func (s *Store) enter(ctx context.Context, prefix, value string) (*leadership, e
 	return l, nil
 }
 
+// begin makes Close wait for a campaign, which gives its lease back first.
+func (s *Store) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.owned.Add(1)
+	}
+	return !s.closed
+}
+
 func (s *Store) lead(l *leadership) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -108,10 +122,14 @@ func (l *leadership) await(ctx context.Context, prefix string) error {
 	}
 }
 
+// awaitDeletion returns when the key was deleted or it is time to look again: nobody waits for ever on a
+// watch alone.
 func (l *leadership) awaitDeletion(ctx context.Context, key string, revision int64) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	changes := l.store.client.Watch(clientv3.WithRequireLeader(ctx), key, clientv3.WithRev(revision), clientv3.WithFilterPut())
+	again := time.NewTimer(l.store.ttl)
+	defer again.Stop()
 	for {
 		select {
 		case resp, ok := <-changes:
@@ -121,6 +139,8 @@ func (l *leadership) awaitDeletion(ctx context.Context, key string, revision int
 			if !ok || len(resp.Events) > 0 || resp.Err() != nil {
 				return ctx.Err()
 			}
+		case <-again.C:
+			return nil
 		case <-l.lost:
 			return fault.Errorf(fault.Unavailable, "the candidate's lease ran out while waiting")
 		}
@@ -206,9 +226,9 @@ func (l *leadership) Resign(ctx context.Context) error {
 	return l.store.classify(ctx, err)
 }
 
-// abandon gives up what was not won, whether or not the caller's context has ended.
+// abandon gives up what was not won, whether or not the caller's context or the store's has ended.
 func (l *leadership) abandon() {
-	ctx, cancel := context.WithTimeout(l.store.ctx, resignLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), resignLimit)
 	defer cancel()
 	_ = l.Resign(ctx)
 }

@@ -2,7 +2,9 @@ package etcd
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 
 	"go.uber.org/zap"
@@ -29,6 +31,10 @@ var noise = map[string]bool{
 	"Running http and grpc server on single port. This is not recommended for production.": true,
 	"simple token is not cryptographically signed":                                         true,
 }
+
+// freshData is the error of etcd's complaints when it looks for the version of a database that it has just
+// made; it looks again seconds later.
+const freshData = "missing term information"
 
 type core struct {
 	to     *slog.Logger
@@ -60,6 +66,9 @@ func (c core) Write(e zapcore.Entry, fields []zapcore.Field) error {
 			f.AddTo(encoded)
 			attrs = append(attrs, slog.Any(f.Key, encoded.Fields[f.Key]))
 		}
+	}
+	if encoded.Fields["error"] == freshData || strings.HasSuffix(fmt.Sprint(encoded.Fields["error"]), ": "+freshData) {
+		return nil
 	}
 	c.to.LogAttrs(context.Background(), level, "etcd: "+e.Message, attrs...)
 	return nil

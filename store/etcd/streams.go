@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // streams ends the watches and leases of remote clients when this member stops; etcd would wait seconds
@@ -23,7 +25,12 @@ func (s *streams) intercept(server any, stream grpc.ServerStream, _ *grpc.Stream
 	defer cancel()
 	stop := context.AfterFunc(s.ctx, cancel)
 	defer stop()
-	return handle(server, &boundStream{stream, ctx})
+	err := handle(server, &boundStream{stream, ctx})
+	if s.ctx.Err() != nil {
+		// With this code clients go on at another member.
+		return status.Error(codes.Unavailable, "etcd member is stopping")
+	}
+	return err
 }
 
 type boundStream struct {

@@ -175,14 +175,14 @@ func electionFence(b *bench) {
 func electionContest(b *bench) {
 	const campaigners, turns = 5, 3
 	clients := []store.Store{b.client(), b.client()}
-	name, c := electionName(), corner()
+	name, c, ctx := electionName(), corner(), b.ctx()
 	var leading atomic.Int32
 	var all sync.WaitGroup
 	for i := range campaigners {
 		all.Go(func() {
 			s := clients[i%len(clients)]
 			for range turns {
-				l, err := s.Campaign(b.Context(), name, strconv.Itoa(i))
+				l, err := s.Campaign(ctx, name, strconv.Itoa(i))
 				if err != nil {
 					b.Errorf("campaigner %d: %v", i, err)
 					return
@@ -190,11 +190,11 @@ func electionContest(b *bench) {
 				if leading.Add(1) != 1 {
 					b.Errorf("campaigner %d leads while another does", i)
 				}
-				if err := increment(b.Context(), s, c+"turns", l.Fence()); err != nil {
+				if err := increment(ctx, s, c+"turns", l.Fence()); err != nil {
 					b.Errorf("campaigner %d in its turn: %v", i, err)
 				}
 				leading.Add(-1)
-				if err := l.Resign(b.Context()); err != nil {
+				if err := l.Resign(ctx); err != nil {
 					b.Errorf("campaigner %d: Resign: %v", i, err)
 				}
 			}

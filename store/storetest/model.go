@@ -20,7 +20,9 @@ func model(b *bench) {
 		c := corner()
 		_, start := b.list(s, c)
 		m := &machine{bench: b, store: s, corner: c, now: start, truth: map[string]store.Record{}, events: b.watch(s, c, start)}
-		t.Repeat(map[string]func(*rapid.T){"txn": m.txn, "get": m.get, "list": m.list})
+		for range rapid.IntRange(1, 10).Draw(t, "steps") {
+			rapid.SampledFrom([]func(*rapid.T){m.txn, m.txn, m.get, m.list}).Draw(t, "step")(t)
+		}
 		m.history(t)
 	})
 }

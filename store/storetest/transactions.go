@@ -71,13 +71,13 @@ func allOrNothing(b *bench) {
 
 func counter(b *bench) {
 	const writers, each = 8, 15
-	c := corner()
+	c, ctx := corner(), b.ctx()
 	clients := []store.Store{b.client(), b.client()}
 	var all sync.WaitGroup
 	for w := range writers {
 		all.Go(func() {
 			for range each {
-				if err := store.Retry(b.Context(), func() error { return increment(b.Context(), clients[w%2], c+"count") }); err != nil {
+				if err := store.Retry(ctx, func() error { return increment(ctx, clients[w%2], c+"count") }); err != nil {
 					b.Errorf("writer %d: %v", w, err)
 				}
 			}
@@ -102,13 +102,13 @@ func increment(ctx context.Context, s store.Store, key string, conds ...store.Co
 
 func pairsStayEqual(b *bench) {
 	const writers, each = 3, 30
-	s, c := b.client(), corner()
+	s, c, ctx := b.client(), corner(), b.ctx()
 	var all sync.WaitGroup
 	for w := range writers {
 		all.Go(func() {
 			for i := range each {
 				value := fmt.Appendf(nil, "%d.%d", w, i)
-				if _, err := s.Txn(b.Context(), nil, []store.Op{store.Put(c+"left", value), store.Put(c+"right", value)}); err != nil {
+				if _, err := s.Txn(ctx, nil, []store.Op{store.Put(c+"left", value), store.Put(c+"right", value)}); err != nil {
 					b.Errorf("Txn: %v", err)
 				}
 			}

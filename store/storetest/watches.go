@@ -79,7 +79,7 @@ func watchPrefix(b *bench) {
 
 func watchWithoutGap(b *bench) {
 	const writers, each = 4, 40
-	s, other, c := b.client(), b.client(), corner()
+	s, other, c, ctx := b.client(), b.client(), corner(), b.ctx()
 	_, start := b.list(s, c)
 	var all sync.WaitGroup
 	for w := range writers {
@@ -87,7 +87,7 @@ func watchWithoutGap(b *bench) {
 			for i := range each {
 				value := fmt.Appendf(nil, "%d.%d", w, i)
 				ops := []store.Op{store.Put(fmt.Sprintf("%s%d/one", c, w), value), store.Put(fmt.Sprintf("%s%d/two", c, w), value)}
-				if _, err := s.Txn(b.Context(), nil, ops); err != nil {
+				if _, err := s.Txn(ctx, nil, ops); err != nil {
 					b.Errorf("writer %d: %v", w, err)
 				}
 			}
