@@ -53,7 +53,7 @@ func TestConformance(t *testing.T) {
 		New:     func(t testing.TB, dir string) hypervisor.Driver { return open(t, dir) },
 		Machine: func(t testing.TB, id int) hypervisor.Machine { return machine(t, id, "SHUTDOWN_DELAY", "3ms") },
 		Failing: func(t testing.TB, id int) hypervisor.Machine { return machine(t, id, "FAIL_START", "no luck") },
-		Slow:    func(t testing.TB, id int) hypervisor.Machine { return machine(t, id, "BOOT_DELAY", "2") },
+		Slow:    func(t testing.TB, id int) hypervisor.Machine { return machine(t, id, "BOOT_DELAY", "20") },
 		Invalid: func(t testing.TB, id int) (hypervisor.Machine, string) {
 			return machine(t, id, "BOOT_DELAY", "soon"), "BOOT_DELAY"
 		},
@@ -63,6 +63,7 @@ func TestConformance(t *testing.T) {
 		KillProcess: func(t testing.TB, dir string, d hypervisor.Driver, m hypervisor.Machine) {
 			act(t, dir, d, func(d *dummy.Driver) error { return d.Crash(t.Context(), m.ID) })
 		},
+		SlowFor:  20 * time.Second,
 		BootMark: "boot ", ConsoleInput: "hello\n", ConsoleOutput: "hello",
 		Console: true, Meter: true, Freeze: true, Save: true, NoProcess: true, Many: 200, Rounds: 50,
 	})

@@ -37,7 +37,7 @@ type Harness struct {
 	Machine func(t testing.TB, id int) hypervisor.Machine
 	// Failing is a machine that the driver accepts and that fails to start.
 	Failing func(t testing.TB, id int) hypervisor.Machine
-	// Slow is a machine whose Start takes at least a second.
+	// Slow is a machine whose Start takes at least SlowFor.
 	Slow func(t testing.TB, id int) hypervisor.Machine
 	// Invalid is a machine that the driver must refuse with fault.Invalid, and the text that names the part.
 	Invalid func(t testing.TB, id int) (m hypervisor.Machine, part string)
@@ -56,6 +56,7 @@ type Harness struct {
 	Freeze        bool          // and a hypervisor.Freezer
 	Save          bool          // Save works; else it must be fault.Unsupported
 	NoProcess     bool          // machines have no process: PID is 0
+	SlowFor       time.Duration // see Slow; long is better, since nobody waits for it; 0: 1 s
 	FirstID       int           // of the machines; tests count up from here
 	Many          int           // machines in the parallel test; 0: 8
 	Rounds        int           // of the races; 0: 10
@@ -79,6 +80,9 @@ func Run(t *testing.T, h Harness) {
 	}
 	if h.Rounds == 0 {
 		h.Rounds = 10
+	}
+	if h.SlowFor == 0 {
+		h.SlowFor = time.Second
 	}
 	if h.Patience == 0 {
 		h.Patience = 10 * time.Second

@@ -3,6 +3,7 @@ package lxc
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,7 +26,7 @@ func TestConformance(t *testing.T) {
 		},
 		Slow: func(t testing.TB, id int) hypervisor.Machine {
 			m := plugged(guest(t, lower, id))
-			m.Raw = "lxc.hook.pre-start = /bin/sleep 2"
+			m.Raw = "lxc.hook.pre-start = /bin/sleep 20"
 			return m
 		},
 		Invalid: func(t testing.TB, id int) (hypervisor.Machine, string) {
@@ -48,6 +49,7 @@ func TestConformance(t *testing.T) {
 			monitor.exits(t.Context(), orderly)
 		},
 		Leftovers: leftovers,
+		SlowFor:   20 * time.Second,
 		BootMark:  bootMark, ConsoleInput: "ping\n", ConsoleOutput: "got ping",
 		Console: true, Meter: true, Freeze: true, FirstID: 1000, Many: 20,
 	})
@@ -63,7 +65,7 @@ func TestLayouts(t *testing.T) {
 				t.Errorf("%v:\n%s", err, out)
 			}
 			// This process sees all hierarchies, also those that the other could not.
-			if tree, err := cgroup.New(testTree); err != nil {
+			if tree, err := cgroup.New(testTree()); err != nil {
 				t.Error(err)
 			} else if names, err := tree.List(); err != nil || len(names) > 0 {
 				t.Errorf("control groups left: %v, %v", names, err)

@@ -213,12 +213,12 @@ while :; do sleep 1000; done
 	}
 	for _, h := range layout.Hierarchies {
 		for _, c := range h.Controllers {
-			if !h.V2 && (c == "memory" || c == "cpu") && !strings.Contains(string(groups), ":"+c+":/"+testTree+"/"+containerName(m.ID)) {
+			if !h.V2 && (c == "memory" || c == "cpu") && !strings.Contains(string(groups), ":"+c+":/"+testTree()+"/"+containerName(m.ID)) {
 				t.Errorf("process 1 is outside the machine's %s group:\n%s", c, groups)
 			}
 		}
 	}
-	if !strings.Contains(string(groups), "0::/"+guestGroup(testTree, m.ID)) {
+	if !strings.Contains(string(groups), "0::/"+guestGroup(testTree(), m.ID)) {
 		t.Errorf("process 1 is outside the machine's cgroup2 group:\n%s", groups)
 	}
 }

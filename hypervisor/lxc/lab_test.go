@@ -1,6 +1,7 @@
 package lxc
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -25,7 +26,7 @@ const (
 	layoutVariable = "HAYLOFT_LXC_TEST_LAYOUT" // v1 or v2: how the control groups are to look
 	asIs           = "as-is"                   // value of the first: nothing is to be arranged
 	bridge         = "br-hayloft"
-	testTree       = "hayloft-lxc-test"
+	treeVariable   = "HAYLOFT_LXC_TEST_TREE" // name of the control groups of this run, so that two runs do not meet
 )
 
 // TestMain runs the lab's tests in a network namespace and a mount namespace of their own, as an agent in
@@ -44,16 +45,30 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(m.Run())
 	}
+	os.Setenv(treeVariable, "hayloft-lxc-test-"+itoa(os.Getpid()))
 	cmd := inside("", os.Args[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	err := cmd.Run()
-	if tree, treeErr := cgroup.New(testTree); treeErr == nil {
-		err = errors.Join(err, tree.Remove())
-	}
-	if err != nil {
+	if err := errors.Join(cmd.Run(), clearTree()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+}
+
+func testTree() string { return os.Getenv(treeVariable) }
+
+// clearTree ends what a failed run left in its control groups.
+func clearTree() error {
+	tree, err := cgroup.New(testTree())
+	if err != nil {
+		return err
+	}
+	names, err := tree.List()
+	for _, name := range names {
+		if g, openErr := tree.Open(name); openErr == nil {
+			err = errors.Join(err, g.Kill(), g.Remove(context.Background()))
+		}
+	}
+	return errors.Join(err, tree.Remove())
 }
 
 func inside(layout string, args ...string) *exec.Cmd {
@@ -190,7 +205,7 @@ func plugged(m hypervisor.Machine) hypervisor.Machine {
 func newDriver(t testing.TB, stateDir string) *Driver {
 	t.Helper()
 	labtest.Root(t, "lxc-start", "busybox")
-	d, err := New(Config{StateDir: stateDir, CgroupRoot: testTree})
+	d, err := New(Config{StateDir: stateDir, CgroupRoot: testTree()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +247,7 @@ func leftovers(t testing.TB, m hypervisor.Machine) (found []string) {
 		t.Fatal(err)
 	}
 	for _, h := range layout.Hierarchies {
-		group := filepath.Join(h.Path, testTree, containerName(m.ID))
+		group := filepath.Join(h.Path, testTree(), containerName(m.ID))
 		if _, err := os.Stat(group); err == nil {
 			found = append(found, group)
 		}
