@@ -17,7 +17,6 @@ import (
 	"hayloft/hypervisor/dummy"
 	"hayloft/hypervisor/lxc"
 	"hayloft/hypervisor/qemu"
-	"hayloft/image/contextdisk"
 	"hayloft/internal/command"
 	"hayloft/internal/netspace"
 	"hayloft/network/bridge"
@@ -156,9 +155,6 @@ func (f *agentFlags) config(log *slog.Logger) (agent.Config, func(), error) {
 	if cfg.Way, err = way.New(way.Config{Root: root, Max: f.lsMaxMB << 20, Runner: command.Exec{}, Log: log, GID: cfg.GID, Host: f.name}); err != nil {
 		closeDrivers()
 		return cfg, nil, err
-	}
-	cfg.ContextDisk = func(ctx context.Context, path string, files map[string][]byte) error {
-		return contextdisk.Write(ctx, path, files, 0o440)
 	}
 	return cfg, closeDrivers, nil
 }

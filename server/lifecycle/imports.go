@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -94,12 +95,16 @@ func (m *importers) open(img cloud.Image) (repository.Repository, error) {
 // take imports one image and records the outcome.
 func (m *importers) take(ctx context.Context, img cloud.Image) error {
 	defer m.c.progress.dropImage(img.ID)
+	// The mirror may be behind an import that has just ended: never touch the content of a READY image.
+	if now, _, err := m.c.inv.Images.Get(ctx, img.ID); err != nil || now.State != cloud.ImageStateLocked {
+		return err
+	}
 	m.c.log.Info("image import", "image", img.ID, "from", img.Path)
 	info, err := m.content(ctx, img)
 	if err != nil && ctx.Err() != nil {
 		return err // stopped, not failed: it starts over, or is deleted
 	}
-	_, _, recorded := m.c.inv.Images.Update(ctx, img.ID, func(now *cloud.Image) error {
+	_, revision, recorded := m.c.inv.Images.Update(ctx, img.ID, func(now *cloud.Image) error {
 		if now.State != cloud.ImageStateLocked {
 			return fault.Errorf(fault.WrongState, "image %d is %v", now.ID, now.State)
 		}
@@ -114,10 +119,10 @@ func (m *importers) take(ctx context.Context, img cloud.Image) error {
 	if err == nil && recorded == nil {
 		m.c.log.Info("image READY", "image", img.ID, "digest", info.Digest)
 	}
-	if err != nil {
+	if err := errors.Join(err, recorded); err != nil {
 		return err
 	}
-	return recorded
+	return m.c.inv.WaitFor(ctx, revision)
 }
 
 func (m *importers) content(ctx context.Context, img cloud.Image) (image.Info, error) {
@@ -163,6 +168,13 @@ func (m *importers) abandon(ctx context.Context, img cloud.Image) error {
 
 // remove deletes an image whose deletion has been decided, content first.
 func (m *importers) remove(ctx context.Context, img cloud.Image) error {
+	now, _, err := m.c.inv.Images.Get(ctx, img.ID)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil || now.State != cloud.ImageStateDelete {
+		return err
+	}
 	repo, err := m.open(img)
 	if err != nil {
 		return err
@@ -183,10 +195,11 @@ func (m *importers) remove(ctx context.Context, img cloud.Image) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.c.inv.Store.Txn(ctx, []store.Cond{m.c.fence, m.c.inv.Images.Cond(img.ID, revision)}, []store.Op{
+	revision, err = m.c.inv.Store.Txn(ctx, []store.Cond{m.c.fence, m.c.inv.Images.Cond(img.ID, revision)}, []store.Op{
 		m.c.inv.Images.DelOp(img.ID), store.Del(inventory.NameKey(cloud.KindImage, img.UID, img.Name))})
-	if err == nil {
-		m.c.log.Info("image deleted", "image", img.ID)
+	if err != nil {
+		return err
 	}
-	return err
+	m.c.log.Info("image deleted", "image", img.ID)
+	return m.c.inv.WaitFor(ctx, revision)
 }

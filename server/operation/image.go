@@ -115,38 +115,44 @@ func (o *Operations) imageOf(t template.Template) (cloud.Image, error) {
 	return img, nil
 }
 
-// DeleteImage marks an image for deletion, unless a machine uses it; its content goes next.
+// DeleteImage marks an image for deletion, unless a machine uses it; its content goes next. It goes through
+// DISABLED, in which nobody can begin to use it, so that the look at its users cannot be too early.
 func (o *Operations) DeleteImage(ctx context.Context, id int) error {
-	was := cloud.ImageStateInit
-	_, revision, err := o.Inv.Images.Update(ctx, id, func(img *cloud.Image) error {
+	was := cloud.ImageStateDisabled
+	img, revision, err := o.Inv.Images.Update(ctx, id, func(img *cloud.Image) error {
 		if img.State == cloud.ImageStateDelete {
-			return nil
+			return fault.Errorf(fault.Busy, "image %s is being deleted", img.Name)
 		}
-		was, img.State = img.State, cloud.ImageStateDelete
+		was, img.State = img.State, cloud.ImageStateDisabled
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	// No machine can begin to use the image from that revision on; those that did before are seen now.
+	// The machines that had begun to use it before that revision are seen now.
 	if err := o.Inv.WaitFor(ctx, revision); err != nil {
 		return err
 	}
 	users := o.ImageUsers(id)
-	if len(users) == 0 || was == cloud.ImageStateInit {
-		return nil
-	}
-	img, revision, err := o.Inv.Images.Update(ctx, id, func(img *cloud.Image) error {
+	img.State = cloud.ImageStateDelete
+	if len(users) > 0 {
 		img.State = was
-		return nil
-	})
+	}
+	op, err := o.Inv.Images.PutOp(id, img)
 	if err != nil {
 		return err
 	}
-	if err := o.Inv.WaitFor(ctx, revision); err != nil {
+	revision, err = o.Inv.Store.Txn(ctx, []store.Cond{o.Inv.Images.Cond(id, revision)}, []store.Op{op})
+	if err != nil {
 		return err
 	}
-	return fault.Errorf(fault.Busy, "image %s is used by %d machines, vm %d among them", img.Name, len(users), users[0])
+	if len(users) > 0 {
+		err = fault.Errorf(fault.Busy, "image %s is used by %d machines, vm %d among them", img.Name, len(users), users[0])
+	}
+	if wait := o.Inv.WaitFor(ctx, revision); err == nil {
+		err = wait
+	}
+	return err
 }
 
 // ImageUsers lists the machines that use an image.
