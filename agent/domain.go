@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/hypervisor"
@@ -44,7 +45,9 @@ func (p *pass) settleLiving(ctx context.Context, d hypervisor.Domain) (bool, err
 			}
 			return false, p.note(ctx, "note half-started", func(r *reached) { r.Domain = noDomain })
 		}
-		return true, p.note(ctx, "note adopted", func(r *reached) { r.Domain, r.RunEpoch = running, r.StartEpoch })
+		return true, p.note(ctx, "note adopted", func(r *reached) {
+			r.Domain, r.RunEpoch, r.Timing.BootEnd = running, r.StartEpoch, time.Now().UnixNano()
+		})
 	}
 	p.log.Info("machine: found running", "vm", p.vm())
 	return true, p.note(ctx, "note found", func(r *reached) {

@@ -541,3 +541,32 @@ func TestDisksGrow(t *testing.T) {
 		t.Errorf("done: %s", got)
 	}
 }
+
+// TestNetworkTakenAway: a bridge that somebody removed is made again for the next machine.
+func TestNetworkTakenAway(t *testing.T) {
+	b := newBench(t)
+	b.begin()
+	origins["running"](b)
+	b.w.mu.Lock()
+	clear(b.w.bridges)
+	b.w.mu.Unlock()
+	b.order(assignment(1, 1, goalRunning), assignment(2, 1, goalRunning))
+	b.until(2, 1, wire.Phase_PHASE_RUNNING)
+	b.order(assignment(1, 1, goalRunning), assignment(2, 1, goalRunning), assignment(3, 1, goalRunning))
+	b.until(3, 1, wire.Phase_PHASE_RUNNING)
+	if b.w.ensures != 2 {
+		t.Errorf("ensured %d times", b.w.ensures)
+	}
+}
+
+func TestPlugFails(t *testing.T) {
+	b := newBench(t)
+	b.begin()
+	b.w.plug = func() error { return fault.Errorf(fault.Busy, "one-1-0: taken by something else") }
+	b.order(assignment(1, 1, goalRunning))
+	report := b.until(1, 1, wire.Phase_PHASE_FAILED)
+	contains(t, report.Error, "one-1-0: taken")
+	if report.FailedStep != wire.Step_STEP_BOOT || report.ErrorClass != "busy" || len(b.w.ports) != 0 {
+		t.Errorf("%v, ports %v", report, b.w.ports)
+	}
+}

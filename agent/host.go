@@ -23,8 +23,12 @@ import (
 // hostState is what the host was last seen to have and to be able to do.
 type hostState struct {
 	mu          sync.Mutex
-	hypervisors []*wire.Hypervisor // probed once an agent
+	hypervisors []*wire.Hypervisor
+	again       time.Time // when to probe once more, as a hypervisor could not be used; zero: never
 }
+
+// probeAgain is how long a hypervisor that could not be used is believed not to be.
+const probeAgain = time.Minute
 
 // look puts the host's state together. What cannot be read is left out and logged.
 func (a *Agent) look(ctx context.Context) *wire.HostState {
@@ -60,27 +64,29 @@ func (a *Agent) complain(ctx context.Context, what string, err error) {
 	}
 }
 
-// probe asks every hypervisor what it can do here, once; one that cannot be used says why.
+// probe asks every hypervisor what it can do here, once when all can be used; one that cannot says why.
 func (a *Agent) probe(ctx context.Context) []*wire.Hypervisor {
 	a.host.mu.Lock()
 	defer a.host.mu.Unlock()
-	if a.host.hypervisors != nil {
+	if a.host.hypervisors != nil && (a.host.again.IsZero() || time.Now().Before(a.host.again)) {
 		return a.host.hypervisors
 	}
 	var all []*wire.Hypervisor
+	var again time.Time
 	for _, name := range slices.Sorted(maps.Keys(a.cfg.Hypervisors)) {
 		found, err := a.cfg.Hypervisors[name].Probe(ctx)
 		h := &wire.Hypervisor{Name: name, Version: found.Version, Accelerator: found.Accelerator,
 			Chipsets: found.Chipsets, Notes: found.Notes, Attributes: found.Attributes}
 		if err != nil {
 			h.Error = err.Error()
+			again = time.Now().Add(probeAgain)
 		}
 		all = append(all, h)
 	}
 	if ctx.Err() != nil {
 		return all
 	}
-	a.host.hypervisors = all
+	a.host.hypervisors, a.host.again = all, again
 	return all
 }
 

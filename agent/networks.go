@@ -22,9 +22,11 @@ type networks struct {
 }
 
 type madeNetwork struct {
-	mu   sync.RWMutex // read: ensured and used; write: released
+	mu   sync.RWMutex // read: ports are plugged; write: made or released
 	spec *wire.Network
 	kept bool // in the records
+
+	ensured bool // by this agent, as spec says
 }
 
 func (n *networks) load(all []*wire.Network) {
@@ -83,16 +85,35 @@ func (p *pass) plugOne(ctx context.Context, n *wire.NIC, kind network.Kind) (*os
 	if err != nil {
 		return nil, err
 	}
+	uid, _ := p.user()
+	port := network.Port{Name: portName(p.vm(), n.Id), Kind: kind, Machine: p.id(), MAC: n.Mac, IPs: ips, Filter: n.Filter, UID: uid}
 	made := p.networks.get(n.Network.Id)
+	if tap, usable, err := p.plugInto(ctx, made, n.Network, spec, port); usable && err == nil {
+		return tap, nil
+	} else if ctx.Err() != nil {
+		return nil, err
+	}
+	// Not made yet, made otherwise, or taken away behind our back.
 	if err := p.ensure(ctx, made, n.Network, spec); err != nil {
 		return nil, err
 	}
+	tap, usable, err := p.plugInto(ctx, made, n.Network, spec, port)
+	if !usable {
+		err = fault.Errorf(fault.Busy, "network %d %s: wanted in two ways at the same time", spec.ID, spec.Name)
+	}
+	return tap, err
+}
+
+// plugInto makes the port on a network that was ensured as wanted; otherwise it is not usable. Many ports
+// are plugged at a time, and none while the network is made or released.
+func (p *pass) plugInto(ctx context.Context, made *madeNetwork, want *wire.Network, spec network.Network, port network.Port) (tap *os.File, usable bool, err error) {
 	made.mu.RLock()
 	defer made.mu.RUnlock()
-	uid, _ := p.user()
-	return p.networks.driver.Plug(ctx, spec, network.Port{
-		Name: portName(p.vm(), n.Id), Kind: kind, Machine: p.id(), MAC: n.Mac, IPs: ips, Filter: n.Filter, UID: uid,
-	})
+	if !made.ensured || !proto.Equal(made.spec, want) {
+		return nil, false, nil
+	}
+	tap, err = p.networks.driver.Plug(ctx, spec, port)
+	return tap, true, err
 }
 
 func (p *pass) ensure(ctx context.Context, made *madeNetwork, want *wire.Network, spec network.Network) error {
@@ -104,7 +125,9 @@ func (p *pass) ensure(ctx context.Context, made *madeNetwork, want *wire.Network
 		}
 		made.spec, made.kept = want, true
 	}
-	return p.networks.driver.Ensure(ctx, spec)
+	err := p.networks.driver.Ensure(ctx, spec)
+	made.ensured = err == nil
+	return err
 }
 
 // unplug takes the machine's ports away.
@@ -156,7 +179,7 @@ func (a *Agent) release(ctx context.Context, id int64) error {
 	if err := a.records.removeNetwork(id); err != nil {
 		return err
 	}
-	made.kept = false
+	made.kept, made.ensured = false, false
 	a.log.Info("network: released", "network", id, "name", spec.Name)
 	return nil
 }
