@@ -62,7 +62,8 @@ func Connect(ctx context.Context, cfg ClientConfig) (*Store, error) {
 		}
 		return nil, fault.Errorf(class, "%s: %w", name, err)
 	}
-	return newStore(client, cfg.Prefix, name, cfg.ElectionTTL, nil), nil
+	watcher := func() clientv3.Watcher { return clientv3.NewWatcher(client) }
+	return newStore(client, watcher, cfg.Prefix, name, cfg.ElectionTTL, nil), nil
 }
 
 // diagnosis says what a bare connection to each endpoint meets, as etcd's client only reports that its time

@@ -116,7 +116,7 @@ func (l *leadership) await(ctx context.Context, prefix string) error {
 		if len(older.Kvs) == 0 {
 			return l.confirm(ctx)
 		}
-		if err := l.awaitDeletion(ctx, string(older.Kvs[0].Key), older.Header.Revision+1); err != nil {
+		if err := l.awaitDeletion(ctx, string(older.Kvs[0].Key[len(l.store.prefix):]), older.Header.Revision+1); err != nil {
 			return err
 		}
 	}
@@ -125,9 +125,8 @@ func (l *leadership) await(ctx context.Context, prefix string) error {
 // awaitDeletion returns when the key was deleted or it is time to look again: nobody waits for ever on a
 // watch alone.
 func (l *leadership) awaitDeletion(ctx context.Context, key string, revision int64) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	changes := l.store.client.Watch(clientv3.WithRequireLeader(ctx), key, clientv3.WithRev(revision), clientv3.WithFilterPut())
+	changes, end := l.store.changes(clientv3.WithRequireLeader(ctx), key, clientv3.WithRev(revision), clientv3.WithFilterPut())
+	defer end()
 	again := time.NewTimer(l.store.ttl)
 	defer again.Stop()
 	for {
@@ -184,16 +183,9 @@ func (l *leadership) holds(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for ctx.Err() == nil {
-		watching, cancel := context.WithCancel(ctx)
-		changes := l.store.client.Watch(watching, l.store.prefix+l.fence.Key,
-			clientv3.WithRev(l.fence.Revision+1), clientv3.WithFilterPut())
-		for resp := range changes {
-			if len(resp.Events) > 0 {
-				cancel()
-				return
-			}
+		if l.watchKey(ctx) {
+			return
 		}
-		cancel()
 		// The watch ended without a deletion: its history was compacted, perhaps together with one.
 		timer.Reset(resumeWait)
 		select {
@@ -203,6 +195,22 @@ func (l *leadership) holds(ctx context.Context) {
 		}
 		if own, err := l.find(ctx); err == nil && !own {
 			return
+		}
+	}
+}
+
+// watchKey waits for the key's deletion; false when the watch ended before.
+func (l *leadership) watchKey(ctx context.Context) (deleted bool) {
+	changes, end := l.store.changes(ctx, l.fence.Key, clientv3.WithRev(l.fence.Revision+1), clientv3.WithFilterPut())
+	defer end()
+	for {
+		select {
+		case resp, ok := <-changes:
+			if len(resp.Events) > 0 || !ok {
+				return ok
+			}
+		case <-ctx.Done():
+			return false
 		}
 	}
 }

@@ -11,6 +11,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3rpc"
+	"go.etcd.io/etcd/server/v3/proxy/grpcproxy/adapter"
 	"google.golang.org/grpc"
 
 	"hayloft/cloud/fault"
@@ -78,7 +80,11 @@ func join(ctx context.Context, cfg Config) (*member, error) {
 
 // open makes a client in this process; release is called after it closed.
 func (m *member) open(release func() error) *Store {
-	return newStore(v3client.New(m.server.Server), m.cfg.Prefix, "etcd in "+m.cfg.Dir, m.cfg.ElectionTTL, release)
+	client := v3client.New(m.server.Server)
+	watcher := func() clientv3.Watcher {
+		return clientv3.NewWatchFromWatchClient(adapter.WatchServerToWatchClient(v3rpc.NewWatchServer(m.server.Server)), client)
+	}
+	return newStore(client, watcher, m.cfg.Prefix, "etcd in "+m.cfg.Dir, m.cfg.ElectionTTL, release)
 }
 
 // start turns etcd's ways of giving up into errors. When it gives up by a panic it leaves files open that

@@ -23,6 +23,7 @@ const (
 // Store is the driver. Make one with Embedded or Connect.
 type Store struct {
 	client  *clientv3.Client
+	watcher func() clientv3.Watcher
 	prefix  string
 	name    string        // for errors: where this store is
 	ttl     time.Duration // of leaderships whose holder has died
@@ -39,9 +40,9 @@ type Store struct {
 	closing error
 }
 
-func newStore(client *clientv3.Client, prefix, name string, ttl time.Duration, release func() error) *Store {
+func newStore(client *clientv3.Client, watcher func() clientv3.Watcher, prefix, name string, ttl time.Duration, release func() error) *Store {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Store{client: client, prefix: prefix, name: name, ttl: ttl, release: release,
+	return &Store{client: client, watcher: watcher, prefix: prefix, name: name, ttl: ttl, release: release,
 		ctx: ctx, cancel: cancel, leading: map[*leadership]struct{}{}}
 }
 

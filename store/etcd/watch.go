@@ -81,27 +81,49 @@ func (w *watch) run(ctx context.Context) {
 	}
 }
 
+// changes opens one etcd watch on a stream of its own, until end is called. etcd's client would put all
+// watches on one stream, which stops for ever when many of them end at once in the server's own process
+// (client and server then wait for each other to take a message).
+func (s *Store) changes(ctx context.Context, key string, opts ...clientv3.OpOption) (changes clientv3.WatchChan, end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	watcher := s.watcher()
+	return watcher.Watch(ctx, s.prefix+key, opts...), func() {
+		cancel()
+		_ = watcher.Close() // it only reports that the stream was cancelled
+	}
+}
+
 // stream delivers until etcd ends the watch; it can be resumed unless the history is gone.
 func (w *watch) stream(ctx context.Context) (progress, resumable bool) {
-	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	defer cancel()
-	responses := w.store.client.Watch(ctx, w.store.prefix+w.prefix, clientv3.WithPrefix(), clientv3.WithRev(w.after+1))
-	for resp := range responses {
-		if err := resp.Err(); err != nil {
-			return progress, !errors.Is(err, rpctypes.ErrCompacted)
-		}
-		progress = true
-		if len(resp.Events) == 0 {
-			continue
-		}
+	changes, end := w.store.changes(clientv3.WithRequireLeader(ctx), w.prefix, clientv3.WithPrefix(), clientv3.WithRev(w.after+1))
+	defer end()
+	for {
 		select {
-		case w.events <- w.translate(resp.Events):
-			w.after = resp.Events[len(resp.Events)-1].Kv.ModRevision
+		case resp, ok := <-changes:
+			if err := resp.Err(); err != nil || !ok {
+				return progress, !errors.Is(err, rpctypes.ErrCompacted)
+			}
+			progress = true
+			if !w.deliver(ctx, resp.Events) {
+				return progress, false
+			}
 		case <-ctx.Done():
 			return progress, false
 		}
 	}
-	return progress, true
+}
+
+func (w *watch) deliver(ctx context.Context, events []*clientv3.Event) bool {
+	if len(events) == 0 {
+		return true
+	}
+	select {
+	case w.events <- w.translate(events):
+		w.after = events[len(events)-1].Kv.ModRevision
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 func (w *watch) translate(events []*clientv3.Event) []store.Event {

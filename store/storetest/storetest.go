@@ -41,6 +41,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"WatchPrefix", watchPrefix},
 		{"WatchWithoutGap", watchWithoutGap},
 		{"WatchEnds", watchEnds},
+		{"ManyWatches", manyWatches},
 		{"WatchCompacted", watchCompacted},
 		{"ElectionOrder", electionOrder},
 		{"ElectionNames", electionNames},

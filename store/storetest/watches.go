@@ -193,3 +193,30 @@ func watchCompacted(b *bench) {
 		b.Errorf("after listing again: %+v", got)
 	}
 }
+
+// manyWatches ends a crowd of watches at once, while one goes on.
+func manyWatches(b *bench) {
+	s, c := b.client(), corner()
+	_, start := b.list(s, c)
+	one := b.watch(s, c, start)
+	for range 3 {
+		ctx, cancel := context.WithCancel(context.Background())
+		var crowd []<-chan []store.Event
+		for range 150 {
+			events, err := s.Watch(ctx, c, start)
+			if err != nil {
+				b.Fatal(err)
+			}
+			crowd = append(crowd, events)
+		}
+		revision := b.put(s, c+"a", "seen by the one")
+		cancel()
+		for _, events := range crowd {
+			for wait(b, "end of a watch in the crowd", events) != nil {
+			}
+		}
+		if got := b.take(one, 1); got[0].Revision != revision {
+			b.Errorf("event %+v, want revision %d", got[0], revision)
+		}
+	}
+}
