@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"hayloft/cloud"
+	"hayloft/server/api"
+	"hayloft/server/api/client"
+)
+
+var datastores = resource[api.Datastore]{
+	kind: cloud.KindDatastore,
+	key:  func(d *api.Datastore) (int, string) { return d.ID, d.Name },
+	columns: func(*app) []column[api.Datastore] {
+		return []column[api.Datastore]{
+			{title: "ID", right: true, cell: func(d *api.Datastore) string { return strconv.Itoa(d.ID) }},
+			{title: "NAME", least: 8, cell: func(d *api.Datastore) string { return d.Name }},
+			{title: "SIZE", right: true, cell: func(d *api.Datastore) string { return bytesText(d.TotalMB * mebi) }},
+			{title: "AVAIL", right: true, cell: availText},
+			{title: "CLUSTERS", least: 4, cell: func(d *api.Datastore) string { return idsText(d.Clusters) }},
+			{title: "IMAGES", right: true, cell: func(d *api.Datastore) string { return strconv.Itoa(len(d.Images)) }},
+			{title: "TYPE", cell: func(d *api.Datastore) string { return d.Type.Short() }},
+			{title: "DS", cell: func(d *api.Datastore) string { return d.Driver }},
+			{title: "PATH", least: 12, cell: func(d *api.Datastore) string { return d.BasePath }},
+		}
+	},
+	show: showDatastore,
+}
+
+func availText(d *api.Datastore) string {
+	if d.TotalMB == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%d%%", 100*d.FreeMB/d.TotalMB)
+}
+
+func showDatastore(p *page, _ *app, d *api.Datastore) {
+	p.section(fmt.Sprintf("Datastore %d information", d.ID))
+	p.field("ID", d.ID)
+	p.field("NAME", d.Name)
+	p.field("TYPE", d.TypeName)
+	p.field("DRIVER", d.Driver)
+	p.field("BASE PATH", d.BasePath)
+	p.field("CLUSTERS", idsText(d.Clusters))
+	p.section("Capacity")
+	p.field("TOTAL", bytesText(d.TotalMB*mebi))
+	p.field("FREE", bytesText(d.FreeMB*mebi))
+	p.template("Template", d.Template)
+	p.section("Images")
+	p.field("IMAGES", idsText(d.Images))
+}
+
+func newDatastoreCommand(a *app) *cobra.Command {
+	cmd := group("datastore", "Datastores: where images live", "  hayloft datastore list\n  hayloft datastore show default", "ds")
+	cmd.AddCommand(
+		datastores.listCommand(a, "hayloft datastore list", nil),
+		datastores.showCommand(a, "hayloft datastore show default"),
+		datastores.deleteCommand(a, "hayloft datastore delete golden"),
+		newDatastoreCreateCommand(a),
+	)
+	return cmd
+}
+
+func newDatastoreCreateCommand(a *app) *cobra.Command {
+	in := input{app: a}
+	var kind, path, driver, cluster string
+	cmd := one("create", "Make a datastore", "hayloft datastore create --name golden --type image --path /srv/golden",
+		a.remote(func(ctx context.Context, c *client.Client, _ []string) error {
+			t, err := in.begin()
+			if err != nil {
+				return err
+			}
+			if path != "" {
+				if path, err = filepath.Abs(path); err != nil {
+					return err
+				}
+			}
+			if kind = strings.ToUpper(kind); kind != "" && !strings.HasSuffix(kind, "_DS") {
+				kind += "_DS"
+			}
+			setText(&t, "TYPE", kind, "DS_MAD", driver, "BASE_PATH", path)
+			if err := in.finish(&t); err != nil {
+				return err
+			}
+			id, err := c.CreateDatastore(ctx, t.String(), cluster)
+			if err != nil {
+				return err
+			}
+			return a.created(cloud.KindDatastore, id)
+		}))
+	in.register(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&kind, "type", "", "image, file or system (default image)")
+	flags.StringVar(&path, "path", "", "directory on the server and its hosts, BASE_PATH")
+	flags.StringVar(&driver, "driver", "", "DS_MAD (default path)")
+	flags.StringVar(&cluster, "cluster", "", "cluster, id or name")
+	must(cmd.MarkFlagDirname("path"))
+	completeWords(cmd, "type", "image", "file", "system")
+	a.completeFlag(cmd, "cluster", cloud.KindCluster)
+	return cmd
+}
