@@ -22,6 +22,7 @@ var rooms = []string{
 var exceptions = map[string][]string{
 	"server":     {"server/api/rest", "server/api"}, // wires the rooms together
 	"hypervisor": {"disk"},                          // the vm device
+	"internal":   {"cloud"},                         // error classes
 }
 
 type pkg struct {
