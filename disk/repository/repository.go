@@ -82,3 +82,9 @@ type Linker interface {
 	LinkIn(ctx context.Context, path, name string) error
 	LinkOut(ctx context.Context, name, path string) error
 }
+
+// Sweeper is what a Repository has whose writers can leave something unfinished when they die.
+type Sweeper interface {
+	// Sweep removes what dead writers left of objects whose name starts with prefix. Those that live are not touched.
+	Sweep(ctx context.Context, prefix string) error
+}

@@ -245,6 +245,9 @@ func dropStash(ctx context.Context, repo repository.Repository, machine int) err
 			return err
 		}
 	}
+	if sweeper, ok := repo.(repository.Sweeper); ok {
+		return sweeper.Sweep(ctx, stashDir(machine)+"/")
+	}
 	return nil
 }
 

@@ -74,7 +74,7 @@ func TestPackAndUnpackKeepTheTree(t *testing.T) {
 	if err := unix.Mkfifo(src+"/pipe", 0o640); err != nil {
 		t.Fatal(err)
 	}
-	_ = unix.Setxattr(src+"/ro/file", "user.note", []byte("x"), 0)
+	_ = unix.Setxattr(src+"/.hidden", "user.note", []byte("x"), 0)
 	if err := os.Chmod(src+"/ro", 0o555); err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestPackAndUnpackKeepTheTree(t *testing.T) {
 		t.Error("hard link became a copy")
 	}
 	buf := make([]byte, 10)
-	if n, err := unix.Getxattr(dst+"/ro/file", "user.note", buf); err != nil || string(buf[:n]) != "x" {
+	if n, err := unix.Getxattr(dst+"/.hidden", "user.note", buf); err != nil || string(buf[:n]) != "x" {
 		t.Error("attribute", err)
 	}
 }

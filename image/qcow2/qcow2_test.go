@@ -75,6 +75,7 @@ func TestQEMUAgrees(t *testing.T) {
 func BenchmarkWrite(b *testing.B) {
 	path := filepath.Join(b.TempDir(), "o")
 	for b.Loop() {
+		_ = os.Remove(path)
 		create(b, path, Overlay{Size: 10 << 30, Backing: "/base", BackingFormat: "raw"})
 	}
 }

@@ -34,6 +34,7 @@ var (
 	_ repository.Repository = (*Repository)(nil)
 	_ repository.Ownable    = (*Repository)(nil)
 	_ repository.Linker     = (*Repository)(nil)
+	_ repository.Sweeper    = (*Repository)(nil)
 )
 
 // New describes the repository in directory r.Path, which must be absolute; nothing is opened yet.

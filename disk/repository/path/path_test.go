@@ -170,3 +170,37 @@ func TestOneOwner(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestSweepTakesOnlyTheDead(t *testing.T) {
+	dir := t.TempDir()
+	r := open(t, dir)
+	w, err := r.Create(t.Context(), "m/living")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir+"/d", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []string{"/d/.dead.part", "/d/.dead.lock", "/m/.dead.part", "/.other.part"} {
+		if err := os.WriteFile(dir+f, []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(r.Sweep(t.Context(), "m/"), r.Sweep(t.Context(), "d/")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dir + "/.other.part"); err != nil {
+		t.Error("went beyond the prefix")
+	}
+	if err := r.Sweep(t.Context(), ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	_ = filepath.WalkDir(dir, func(p string, d os.DirEntry, _ error) error { left = append(left, p[len(dir):]); return nil })
+	if len(left) != 3 || left[2] != "/m/living" {
+		t.Errorf("%q", left)
+	}
+}
