@@ -115,6 +115,7 @@ type SaveDisk struct {
 	Operation uint64 `json:"operation"`
 	Disk      int    `json:"disk"`
 	ImageID   int    `json:"image_id"`
+	Size      int64  `json:"size,omitempty"` // of the disk as the machine sees it
 }
 
 // Timing is when a machine last reached the stages of a deployment. The host's moments are by its clock.

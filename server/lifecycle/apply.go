@@ -32,7 +32,7 @@ func Apply(vm *cloud.VM, e cloud.Event, now time.Time) error {
 		vm.State, vm.LCM = to.State, to.LCM
 	}
 	history(vm, e, from, to, now)
-	stamp(vm, to, now)
+	stamp(vm, from, to, now)
 	order(vm, e, from, to)
 	switch {
 	case to.State == cloud.StateDone && from.State != cloud.StateDone:
@@ -197,7 +197,10 @@ func history(vm *cloud.VM, e cloud.Event, from, to cloud.Phase, now time.Time) {
 	}
 }
 
-func stamp(vm *cloud.VM, to cloud.Phase, now time.Time) {
+func stamp(vm *cloud.VM, from, to cloud.Phase, now time.Time) {
+	if to.State == cloud.StatePending && from.State != cloud.StatePending {
+		vm.Timing.Submitted = now.UnixNano() // from now on it waits for the scheduler
+	}
 	if to == cloud.Active(cloud.LCMRunning) && vm.Timing.Running == 0 {
 		vm.Timing.Running = now.UnixNano()
 	}

@@ -116,7 +116,11 @@ func (r *Recorder) saved(ctx context.Context, tx *Txn, done map[*wire.SaveResult
 			return err
 		}
 		image.State = cloud.ImageStateReady
-		image.Digest, image.Size, image.Format = result.Digest, result.Size, result.Format
+		image.Digest, image.ObjectSize, image.Format = result.Digest, result.Size, result.Format
+		if image.Size = result.Size; image.Tree() {
+			image.StoredBytes = result.Size
+			image.Size = max(result.Size, order.Size) // unpacked, it is about what it was made from
+		}
 		if result.Error != "" {
 			image.State, image.Error = cloud.ImageStateError, result.Error
 		}
