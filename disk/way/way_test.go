@@ -332,6 +332,16 @@ func TestPrepareFails(t *testing.T) {
 		noFetch bool
 	}{
 		{name: "chunk changed", class: fault.Corrupt, want: "image 5 (tiny): object tiny: chunk 3 ", spoil: func(b *bench, _ *disk.Image, _ *disk.Spec) { b.count().flip = 200_000 }},
+		{name: "chunk changed in the repository", class: fault.Corrupt, want: "image 5 (tiny): object tiny: chunk 3 ", spoil: func(b *bench, _ *disk.Image, _ *disk.Spec) {
+			f, err := os.OpenFile(b.repository.Path+"/tiny", os.O_WRONLY, 0)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer f.Close()
+			if _, err := f.WriteAt([]byte("x"), 200_000); err != nil {
+				b.Fatal(err)
+			}
+		}},
 		{name: "truncated object", class: fault.Corrupt, want: "object tiny has 1000 bytes instead of", spoil: func(b *bench, _ *disk.Image, _ *disk.Spec) {
 			_ = os.Truncate(b.repository.Path+"/tiny", 1000)
 		}},
