@@ -9,7 +9,7 @@ import "context"
 const (
 	MaxOps       = 128             // comparisons, and operations, in one transaction, each
 	MaxValueSize = 1 << 20         // bytes of one value
-	MaxTxnSize   = 1536*1024 - 512 // bytes of keys and values in one transaction
+	MaxTxnSize   = 1536*1024 - 512 // bytes of one transaction: keys, values, and ItemOverhead for each condition and operation (a condition's key counts twice)
 )
 
 // Record is one key with its value. Revision is that of its last change; 0 means the key does not exist.
@@ -44,8 +44,9 @@ type Event struct {
 	Deleted bool
 }
 
-// Store is the contract of all drivers. All methods are safe for concurrent use; contexts bound each
-// call. Errors: fault.Unavailable when the backend cannot be reached or lost its quorum, fault.Busy from
+// Store is the contract of all drivers. Keys have 1 to MaxKeySize bytes; those under ElectionPrefix are
+// written by elections only. All methods are safe for concurrent use; contexts bound each call (a
+// cancelled one ends it with context.Canceled). Errors: fault.Unavailable when the backend cannot be reached or lost its quorum, fault.Busy from
 // Txn when a condition does not hold, fault.Invalid when a limit above is exceeded, fault.Unavailable
 // after Close. Revisions are of the whole store, increase with every transaction, and are shared by all
 // keys that one transaction wrote.
@@ -55,13 +56,14 @@ type Store interface {
 	// List returns all records whose key has the prefix, in key order, and the store's revision at which
 	// this was the whole truth (to start a Watch after).
 	List(ctx context.Context, prefix string) ([]Record, int64, error)
-	// Txn applies all operations if all conditions hold, else none, and returns the new revision. When a
+	// Txn applies all operations if all conditions hold, else none, and returns the new revision (the
+	// present one when nothing changes). A key is written at most once in it (fault.Invalid). When a
 	// condition does not hold the error is of class fault.Busy. An error of another class may mean that
 	// the outcome is unknown; callers read again.
 	Txn(ctx context.Context, conds []Cond, ops []Op) (int64, error)
 	// Watch delivers every change of keys with the prefix after revision, in order, none lost, as batches
 	// of one transaction each or more. The channel is closed when ctx ends, the store closes, or when the
-	// driver cannot go on without a gap (compaction, lost connection): the caller then Lists again.
+	// driver cannot go on without a gap (compaction, a connection lost for long): the caller then Lists again.
 	Watch(ctx context.Context, prefix string, revision int64) (<-chan []Event, error)
 	// Campaign blocks until this process leads the named election (or ctx ends). value is kept with the
 	// leadership for others to see.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -94,6 +95,9 @@ func runServer(ctx context.Context, f serverFlags) error {
 	if policy != scheduler.Packing && policy != scheduler.Striping {
 		return fault.Errorf(fault.Invalid, "--sched-policy %q is none of packing, striping", f.policy)
 	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(softMemoryLimit)
+	}
 	ctx, stop := untilSignal(ctx)
 	defer stop()
 	st, err := openStore(ctx, f, log)
@@ -111,6 +115,9 @@ func runServer(ctx context.Context, f serverFlags) error {
 	}
 	return s.Run(ctx)
 }
+
+// softMemoryLimit is from where garbage is collected sooner, in bytes; more is used when more is needed.
+const softMemoryLimit = 150 << 20
 
 // electionTTL is short: with one embedded member a former leader is dead for certain.
 const electionTTL = 2 * time.Second
