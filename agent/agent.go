@@ -81,6 +81,7 @@ type Agent struct {
 	machines map[int64]*machine
 	dirty    map[int64]bool // machines with something new to report
 	synced   bool           // a full set of assignments has arrived
+	stale    bool           // the server was not heard for long: nothing is started by the records alone
 	bell     chan struct{}  // rung when dirty gets its first entry
 	hostBell chan struct{}  // rung when the host's state may have changed
 
@@ -189,6 +190,7 @@ func (c *Config) machineDir(vm int64) string {
 // and carries on with it before the server is reached. Errors: fault.Busy when another agent uses the
 // state directory, fault.Permission when the server refuses to enroll the host; a server that is only
 // away is waited for.
+// When the server was last heard more than ten minutes ago, nothing is started before it is heard again.
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -202,7 +204,11 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // open reads the records, looks at the host and lets the workers begin.
 func (a *Agent) open(ctx context.Context) error {
-	var err error
+	heard, err := lastHeard(a.cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	a.stale = time.Since(heard) > staleAfter
 	if a.records, err = openRecords(a.cfg.StateDir, !a.noSync); err != nil {
 		return err
 	}

@@ -40,8 +40,8 @@ func Clean(ctx context.Context, cfg Config) error {
 	if err := cfg.Network.Cleanup(ctx); err != nil {
 		return fmt.Errorf("host %s: networks: %w", cfg.Name, err)
 	}
-	for _, name := range []string{"machines", identityFile, "agent.db"} {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(cfg.StateDir, name)))
+	for _, path := range []string{cfg.machinesDir(), filepath.Join(cfg.StateDir, identityFile), recordsPath(cfg.StateDir), heardPath(cfg.StateDir)} {
+		err = errors.Join(err, os.RemoveAll(path))
 	}
 	if err != nil {
 		return fmt.Errorf("host %s: %w", cfg.Name, err)

@@ -31,6 +31,9 @@ func (p *pass) goalRunning(ctx context.Context) error {
 				return nil
 			}
 		}
+		if p.mustAsk() {
+			return nil
+		}
 		prepared, err := p.prepare(ctx)
 		if err != nil {
 			return failed(wire.Step_STEP_PREPARE, err)

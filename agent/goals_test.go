@@ -570,3 +570,25 @@ func TestPlugFails(t *testing.T) {
 		t.Errorf("%v, ports %v", report, b.w.ports)
 	}
 }
+
+// TestLongAbsenceStartsNothing: after a long absence a machine is not started before the server is heard.
+func TestLongAbsenceStartsNothing(t *testing.T) {
+	b := newBench(t)
+	b.begin()
+	origins["booting"](b)
+	b.stop()
+	b.w.start = nil
+	old := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(heardPath(b.cfg.StateDir), old, old); err != nil {
+		t.Fatal(err)
+	}
+	b.begin()
+	b.idle()
+	if got := b.w.happened(1); got != "prepare" {
+		t.Errorf("done: %s", got)
+	}
+	b.order(assignment(1, 1, goalRunning))
+	b.until(1, 1, wire.Phase_PHASE_RUNNING)
+	b.order(assignment(1, 2, goalRunning))
+	b.until(1, 2, wire.Phase_PHASE_RUNNING)
+}

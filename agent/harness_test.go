@@ -80,9 +80,9 @@ func (b *bench) stop() {
 
 // kill ends the agent as kill -9 would: from this moment none of its calls has an effect. Called from a hook.
 func (b *bench) kill() {
+	b.end() // first, so that no other worker takes a dead driver for a failed step
 	b.life.dead.Store(true)
 	b.agent.records.db.Close()
-	b.end()
 }
 
 func (b *bench) order(assignments ...*wire.Assignment) {

@@ -235,6 +235,9 @@ func (a *Agent) hostReports(ctx context.Context, send func(*wire.Report) error) 
 				return err
 			}
 			last = state
+			if err := a.hear(); err != nil {
+				return err
+			}
 		}
 		due = false
 		select {

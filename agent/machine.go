@@ -111,7 +111,7 @@ func (a *Agent) accept(order *wire.Order) error {
 	a.accepting.Lock()
 	defer a.accepting.Unlock()
 	changed := a.changed(order)
-	if err := a.records.assign(changed); err != nil {
+	if err := errors.Join(a.records.assign(changed), a.hear()); err != nil {
 		return err
 	}
 	now := time.Now()
@@ -138,10 +138,13 @@ func (a *Agent) accept(order *wire.Order) error {
 		kicks = append(kicks, vm)
 	}
 	if order.Full {
-		a.synced = true
 		for vm := range a.machines {
 			a.markDirty(vm)
+			if a.stale && !a.synced { // they may have waited for this
+				kicks = append(kicks, vm)
+			}
 		}
+		a.synced = true
 	}
 	a.mu.Unlock()
 	for _, vm := range kicks {

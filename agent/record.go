@@ -121,9 +121,11 @@ func (r *records) write(apply func(*bbolt.Tx) error) error {
 	return err
 }
 
+func recordsPath(stateDir string) string { return filepath.Join(stateDir, "agent.db") }
+
 // openRecords opens the database, or makes it. Without sync it survives the end of the agent, not of the host.
 func openRecords(stateDir string, sync bool) (*records, error) {
-	path := filepath.Join(stateDir, "agent.db")
+	path := recordsPath(stateDir)
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, NoSync: !sync})
 	if errors.Is(err, berrors.ErrTimeout) {
 		return nil, fault.Errorf(fault.Busy, "%s: another agent uses it", path)
