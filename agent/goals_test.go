@@ -592,3 +592,29 @@ func TestLongAbsenceStartsNothing(t *testing.T) {
 	b.order(assignment(1, 2, goalRunning))
 	b.until(1, 2, wire.Phase_PHASE_RUNNING)
 }
+
+// TestNothingWanted: work is given up when the server wants nothing, and what is there stays.
+func TestNothingWanted(t *testing.T) {
+	for origin, phase := range map[string]wire.Phase{
+		"preparing": wire.Phase_PHASE_UNSPECIFIED, "running": wire.Phase_PHASE_RUNNING, "crashed": wire.Phase_PHASE_CRASHED,
+		"suspended": wire.Phase_PHASE_SUSPENDED, "nothing": wire.Phase_PHASE_UNSPECIFIED, "failed to boot": wire.Phase_PHASE_OFF,
+	} {
+		t.Run(origin, func(t *testing.T) {
+			b := newBench(t)
+			b.begin()
+			origins[origin](b)
+			before := b.w.happened(1)
+			b.order(assignment(1, 5, wire.Goal_GOAL_UNSPECIFIED))
+			b.until(1, 5, phase)
+			if got := b.w.happened(1); got != before {
+				t.Errorf("done: %s, before: %s", got, before)
+			}
+			b.order(assignment(1, 6, goalGone, hard))
+			b.until(1, 6, wire.Phase_PHASE_GONE)
+			b.idle()
+			if err := b.w.nothingLeft(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

@@ -109,6 +109,8 @@ func (p *pass) converge(ctx context.Context) error {
 	}
 	var err error
 	switch p.want.Goal {
+	case wire.Goal_GOAL_UNSPECIFIED:
+		err = p.goalNone(ctx)
 	case wire.Goal_GOAL_RUNNING:
 		err = p.goalRunning(ctx)
 	case wire.Goal_GOAL_OFF:

@@ -70,36 +70,39 @@ func (r *reached) report(vm int64, phase wire.Phase) *wire.MachineReport {
 
 // remembered is what an agent that just began says of a machine before it has looked.
 func (m *machine) remembered() *wire.MachineReport {
-	r := m.reached
-	if r.Epoch == 0 {
+	if m.reached.Epoch == 0 {
 		return nil
 	}
-	phase := wire.Phase_PHASE_PREPARING
+	return m.reached.report(m.vm, m.reached.phase())
+}
+
+// phase is what the record amounts to.
+func (r *reached) phase() wire.Phase {
 	switch {
 	case r.Failure != nil:
-		phase = wire.Phase_PHASE_FAILED
+		return wire.Phase_PHASE_FAILED
 	case r.Disks == disksGone:
-		phase = wire.Phase_PHASE_GONE
+		return wire.Phase_PHASE_GONE
 	case r.Disks == stashed:
-		phase = wire.Phase_PHASE_STASHED
+		return wire.Phase_PHASE_STASHED
 	case r.Disks == stashing:
-		phase = wire.Phase_PHASE_STASHING
+		return wire.Phase_PHASE_STASHING
 	case r.Domain == running:
-		phase = wire.Phase_PHASE_RUNNING
+		return wire.Phase_PHASE_RUNNING
 	case r.Domain == starting:
-		phase = wire.Phase_PHASE_BOOTING
+		return wire.Phase_PHASE_BOOTING
 	case r.Domain == saving:
-		phase = wire.Phase_PHASE_SAVING
+		return wire.Phase_PHASE_SAVING
 	case r.Domain == saved:
-		phase = wire.Phase_PHASE_SUSPENDED
+		return wire.Phase_PHASE_SUSPENDED
 	case r.Domain == domainOff:
-		phase = wire.Phase_PHASE_OFF
+		return wire.Phase_PHASE_OFF
 	case r.Domain == domainDied:
-		phase = wire.Phase_PHASE_CRASHED
+		return wire.Phase_PHASE_CRASHED
 	case r.Disks == ready:
-		phase = wire.Phase_PHASE_OFF
+		return wire.Phase_PHASE_OFF
 	}
-	return r.report(m.vm, phase)
+	return wire.Phase_PHASE_PREPARING
 }
 
 // progress reports how far a step on disks is, now and then.
