@@ -2,10 +2,13 @@ package server_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -14,6 +17,7 @@ import (
 
 	"hayloft/agent"
 	"hayloft/cloud"
+	"hayloft/cloud/fault"
 	"hayloft/disk/way"
 	"hayloft/hypervisor"
 	"hayloft/hypervisor/dummy"
@@ -307,4 +311,79 @@ func TestFailuresAndRecovery(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.all(c, cloud.At(cloud.StateDone))
+}
+
+// The console goes from the caller through server and agent to the machine and back.
+func TestConsole(t *testing.T) {
+	s := newSite(t)
+	c := s.server("one")
+	s.host(c, "node1", "one")
+	made, err := c.CreateVMs(t.Context(), api.CreateVMs{Text: simulated})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.all(c, cloud.Active(cloud.LCMRunning))
+	console, err := c.Tunnel(t.Context(), made[0], client.TunnelConsole, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer console.Close()
+	const word = "echo this\n"
+	if _, err := console.Write([]byte(word)); err != nil {
+		t.Fatal(err)
+	}
+	var seen strings.Builder
+	buffer := make([]byte, 256)
+	for !strings.Contains(seen.String(), "echo this") {
+		n, err := console.Read(buffer)
+		if err != nil {
+			t.Fatalf("after %q: %v", seen.String(), err)
+		}
+		seen.Write(buffer[:n])
+	}
+	if _, err := c.Tunnel(t.Context(), made[0], client.TunnelVNC, 0); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "no screen") {
+		t.Errorf("screen of a machine without one: %v", err)
+	}
+	if _, err := c.Tunnel(t.Context(), 99, client.TunnelConsole, 0); !fault.Is(err, fault.NotFound) {
+		t.Errorf("console of no machine: %v", err)
+	}
+}
+
+// A watch shows what there is, then what changes, until the machine is gone.
+func TestWatch(t *testing.T) {
+	s := newSite(t)
+	c := s.server("one")
+	s.host(c, "node1", "one")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var states []string
+	synced := false
+	for event, err := range c.Watch(ctx, cloud.KindVM) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if event.Synced {
+			synced = true
+			if _, err := c.CreateVMs(ctx, api.CreateVMs{Text: simulated, Name: "seen"}); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		var vm api.VM
+		if err := json.Unmarshal(event.Object, &vm); err != nil {
+			t.Fatal(err)
+		}
+		states = append(states, vm.StateName)
+		if vm.Phase() == cloud.Active(cloud.LCMRunning) {
+			if err := c.Act(ctx, vm.ID, "terminate-hard"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if vm.State == cloud.StateDone && vm.HostID < 0 {
+			break
+		}
+	}
+	if !synced || !slices.Contains(states, "RUNNING") || states[len(states)-1] != "DONE" {
+		t.Fatalf("synced %v, saw %v", synced, states)
+	}
 }

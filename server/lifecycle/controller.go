@@ -93,6 +93,7 @@ func (c *Controller) lead(ctx context.Context, lead store.Leadership) error {
 	c.fence = lead.Fence()
 	importers := newImporters(c)
 	defer importers.wait()
+	importers.group.Go(func() { importers.sweep(ctx) })
 	defer func() {
 		bounded, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer done()

@@ -89,7 +89,26 @@ func (m *importers) open(img cloud.Image) (repository.Repository, error) {
 	if err != nil {
 		return nil, err
 	}
+	return openRepository(ds)
+}
+
+func openRepository(ds cloud.Datastore) (repository.Repository, error) {
 	return drivers.Open(disk.Repository{ID: ds.ID, Driver: ds.Driver, Path: ds.BasePath})
+}
+
+// sweep removes from all datastores what servers and agents that died left unfinished.
+func (m *importers) sweep(ctx context.Context) {
+	for _, ds := range m.c.inv.AllDatastores() {
+		repo, err := openRepository(ds)
+		if err == nil {
+			if sweeper, ok := repo.(repository.Sweeper); ok {
+				err = sweeper.Sweep(ctx, "")
+			}
+		}
+		if err != nil && ctx.Err() == nil {
+			m.c.log.Warn("datastore not swept", "datastore", ds.ID, "error", err)
+		}
+	}
 }
 
 // take imports one image and records the outcome.

@@ -1,12 +1,14 @@
 package rest
 
 import (
+	"math"
+
+	"golang.org/x/sys/unix"
+
 	"hayloft/cloud"
 	"hayloft/network/address"
 	"hayloft/server/api"
 	"hayloft/server/scheduler"
-
-	"golang.org/x/sys/unix"
 )
 
 // The views add to a stored object what is derived.
@@ -36,7 +38,7 @@ func (s *Server) hostView(h cloud.Host) api.Host {
 		v.VMs = append(v.VMs, vm.ID)
 	}
 	most := scheduler.Capacity(&h)
-	v.UsedCPU, v.UsedMemoryMB, v.UsedDiskMB = view.Used.CPU, view.Used.MemoryMB, view.Used.DiskMB
+	v.UsedCPU, v.UsedMemoryMB, v.UsedDiskMB = math.Round(view.Used.CPU*1e6)/1e6, view.Used.MemoryMB, view.Used.DiskMB
 	v.MaxCPU, v.MaxMemoryMB = most.CPU, most.MemoryMB
 	return v
 }
