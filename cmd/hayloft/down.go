@@ -16,6 +16,7 @@ import (
 	"hayloft/agent"
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
+	"hayloft/hypervisor/cgroup"
 	"hayloft/internal/netspace"
 	"hayloft/server/api"
 	"hayloft/server/api/client"
@@ -154,6 +155,13 @@ func (f *upFlags) clean(ctx context.Context) error {
 	defer closeDrivers()
 	if err := agent.Clean(ctx, cfg); err != nil {
 		return err
+	}
+	groups, err := cgroup.New(f.agent.instance)
+	if err == nil {
+		err = groups.Remove()
+	}
+	if err != nil {
+		return fmt.Errorf("control groups: %w", err)
 	}
 	for _, name := range []string{"fleet.sock", "agent-token"} {
 		if err := os.Remove(filepath.Join(f.stateDir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
