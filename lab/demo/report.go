@@ -134,7 +134,7 @@ It is left running. To look around:
     export HAYLOFT_ENDPOINT=%s
     %[3]s%[2]s vm list
     %[3]s%[2]s vm show 0
-    %[3]s%[2]s vm ssh 0 -- -i %[4]s
+    %[3]s%[2]s vm ssh -i %[4]s 0
     %[3]s%[2]s vm console 0
     %[3]sip netns exec %[5]s ip address
 To take it down:
