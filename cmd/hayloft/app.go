@@ -87,8 +87,9 @@ Commands talk to the server at --endpoint. The exit status tells what went wrong
 	root.AddCommand(
 		newVMCommand(a), newHostCommand(a), newImageCommand(a), newDatastoreCommand(a), newTemplateCommand(a),
 		newNetworkCommand(a), newClusterCommand(a), newVersionCommand(a), newCompletionCommand(a),
-		newUpCommand(), newDownCommand(), newServerCommand(), newAgentCommand(),
+		newUpCommand(), newDownCommand(), newCredentialsCommand(), newServerCommand(), newAgentCommand(),
 	)
+	classify(root)
 	return root
 }
 

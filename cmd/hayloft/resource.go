@@ -20,7 +20,6 @@ type resource[T any] struct {
 	key     func(*T) (id int, name string)
 	show    func(*page, *app, *T)
 	list    func(context.Context, *client.Client) ([]T, error) // nil: client.List
-	ref     func(*T) string                                    // what -o name writes; nil: the name
 }
 
 func (r resource[T]) all(ctx context.Context, c *client.Client) ([]T, error) {

@@ -31,6 +31,13 @@ func newTable[T any](s screen, columns []column[T]) *table[T] {
 	return t
 }
 
+// reserve gives the columns that vary most some room, for rows that come later.
+func (t *table[T]) reserve() {
+	for i, c := range t.columns {
+		t.widths[i] = max(t.widths[i], c.least)
+	}
+}
+
 // text is a cell's text on one line.
 func (c column[T]) text(item *T) string {
 	return strings.ReplaceAll(strings.TrimSpace(printable(c.cell(item))), "\n", " ")

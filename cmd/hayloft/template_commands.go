@@ -65,7 +65,7 @@ func newTemplateCommand(a *app) *cobra.Command {
 	cmd := group("template", "VM templates: what machines are made from",
 		"  hayloft template create --file web.tmpl\n  hayloft template instantiate web --count 3")
 	instantiate := newVMCreateCommand(a)
-	instantiate.Use, instantiate.Short = "instantiate TEMPLATE", "Make machines from a template: the same as `hayloft vm create`"
+	instantiate.Use, instantiate.Short = "instantiate TEMPLATE", "Make machines from a template: the same as hayloft vm create"
 	instantiate.Example = "  hayloft template instantiate web --count 3 --wait"
 	cmd.AddCommand(
 		templates.listCommand(a, "hayloft template list", nil),

@@ -16,7 +16,7 @@ func usageError(cmd *cobra.Command, text string, args ...any) error {
 
 // group is a command that only has subcommands.
 func group(use, short, example string, aliases ...string) *cobra.Command {
-	return &cobra.Command{Use: use, Short: short, Example: example, Aliases: aliases, Args: cobra.ArbitraryArgs,
+	return &cobra.Command{Use: use, Short: short, Example: example, Aliases: aliases, Args: cobra.ArbitraryArgs, SuggestionsMinimumDistance: 2,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return cmd.Help()
@@ -55,6 +55,22 @@ func positional(cmd *cobra.Command, args []string) error {
 		return usageError(cmd, "%s takes %s, and there is %q too", cmd.CommandPath(), strings.Join(words, " "), args[most])
 	}
 	return nil
+}
+
+// classify makes every complaint about arguments, of whatever command, one of usage.
+func classify(cmd *cobra.Command) {
+	for _, sub := range cmd.Commands() {
+		classify(sub)
+	}
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			err := check(cmd, args)
+			if err != nil && !fault.Is(err, fault.Invalid) {
+				return usageError(cmd, "%w", err)
+			}
+			return err
+		}
+	}
 }
 
 // one is a command whose arguments are as its use line says.

@@ -167,7 +167,7 @@ template, and flags over both. All machines are made or none.
 	f.machineFlags.register(cmd)
 	flags := cmd.Flags()
 	flags.IntVarP(&f.count, "count", "n", 1, "how many")
-	flags.BoolVar(&f.hold, "hold", false, "do not place them before `vm release`")
+	flags.BoolVar(&f.hold, "hold", false, "do not place them before they are released")
 	flags.StringVar(&f.wait, "wait", "", "wait until they are running, or answer ssh")
 	flags.Lookup("wait").NoOptDefVal = "running"
 	flags.DurationVar(&f.timeout, "timeout", 0, "give up waiting after this, such as 5m (0: never)")

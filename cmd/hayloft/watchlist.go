@@ -48,6 +48,8 @@ func watchList[T any](ctx context.Context, a *app, c *client.Client, r resource[
 	var show func(change[T]) error = v.append
 	if a.output == "" && v.table.screen.terminal() {
 		show = v.redraw
+	} else {
+		v.table.reserve()
 	}
 	timer := time.NewTimer(redrawEvery)
 	defer timer.Stop()
