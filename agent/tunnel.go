@@ -67,8 +67,13 @@ func carry(stream wire.Fleet_TunnelClient, end io.ReadWriteCloser, cancel func()
 	})
 	for {
 		frame, err := stream.Recv()
-		if err == nil {
+		switch {
+		case err == nil && len(frame.Data) > 0:
 			_, err = end.Write(frame.Data)
+		case err == nil: // the end of the server's input, while it goes on listening
+			if half, ok := end.(interface{ CloseWrite() error }); ok {
+				err = half.CloseWrite()
+			}
 		}
 		if err == nil {
 			continue
