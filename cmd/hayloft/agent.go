@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -104,7 +105,7 @@ func runAgent(ctx context.Context, f agentFlags) error {
 	}
 	ctx, stop := untilSignal(ctx)
 	defer stop()
-	cfg, closeDrivers, err := f.config(log)
+	cfg, closeDrivers, err := f.config(ctx, log)
 	if err != nil {
 		return err
 	}
@@ -116,8 +117,12 @@ func runAgent(ctx context.Context, f agentFlags) error {
 	return a.Run(ctx)
 }
 
-// config opens the drivers and puts the agent's configuration together.
-func (f *agentFlags) config(log *slog.Logger) (agent.Config, func(), error) {
+// lockLimit is how long an agent that was told to end may take before the next one gives up.
+const lockLimit = 30 * time.Second
+
+// config makes this process the host's only agent, opens the drivers and puts the configuration together.
+// The function that it returns closes the drivers and lets another agent begin.
+func (f *agentFlags) config(ctx context.Context, log *slog.Logger) (agent.Config, func(), error) {
 	cfg := agent.Config{Name: f.name, StateDir: f.stateDir, Server: f.server, Token: f.token, Version: version, Log: log,
 		CPU: f.cpu, Memory: f.memoryMB << 20, UIDBase: f.uidBase, GID: f.gid, Prepares: f.prepares, Starts: f.starts}
 	if cfg.GID == 0 {
@@ -139,9 +144,18 @@ func (f *agentFlags) config(log *slog.Logger) (agent.Config, func(), error) {
 	if err := os.MkdirAll(f.stateDir, 0o711); err != nil {
 		return cfg, nil, err
 	}
-	drivers, closeDrivers, err := f.drivers(log)
+	unlock, err := agent.Lock(ctx, f.stateDir, lockLimit)
 	if err != nil {
 		return cfg, nil, err
+	}
+	drivers, closeAll, err := f.drivers(log)
+	if err != nil {
+		unlock()
+		return cfg, nil, err
+	}
+	closeDrivers := func() {
+		closeAll()
+		unlock()
 	}
 	cfg.Hypervisors = drivers
 	if cfg.Network, err = bridge.New(bridge.Config{Instance: f.instance, Log: log}); err != nil {

@@ -148,7 +148,7 @@ func (f *upFlags) clean(ctx context.Context) error {
 	}
 	f.agent.stateDir = f.agentDir()
 	f.agent.server = "unix:" + f.fleetSocket()
-	cfg, closeDrivers, err := f.agent.config(log)
+	cfg, closeDrivers, err := f.agent.config(ctx, log)
 	if err != nil {
 		return err
 	}

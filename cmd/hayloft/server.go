@@ -127,7 +127,7 @@ func openStore(ctx context.Context, f serverFlags, log *slog.Logger) (store.Stor
 		if err := os.MkdirAll(f.stateDir, 0o711); err != nil {
 			return nil, err
 		}
-		return etcd.Embedded(ctx, etcd.Config{Dir: filepath.Join(f.stateDir, "etcd"), Logger: log, ElectionTTL: electionTTL})
+		return openEmbedded(ctx, etcd.Config{Dir: filepath.Join(f.stateDir, "etcd"), Logger: log, ElectionTTL: electionTTL})
 	}
 	cfg := etcd.ClientConfig{Endpoints: f.endpoints, Logger: log}
 	if f.etcdCA != "" || f.etcdCert != "" {
@@ -137,6 +137,27 @@ func openStore(ctx context.Context, f serverFlags, log *slog.Logger) (store.Stor
 		}
 	}
 	return etcd.Connect(ctx, cfg)
+}
+
+// storeLimit is how long a server that was told to end may take before the next one gives up.
+const storeLimit = 30 * time.Second
+
+// openEmbedded opens the embedded store, when the process that had it before has let go of it.
+func openEmbedded(ctx context.Context, cfg etcd.Config) (store.Store, error) {
+	for deadline := time.Now().Add(storeLimit); ; {
+		st, err := etcd.Embedded(ctx, cfg)
+		if err == nil {
+			return st, nil
+		}
+		if !fault.Is(err, fault.Busy) || time.Now().After(deadline) {
+			return nil, err
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 func etcdTLS(f serverFlags) (*tls.Config, error) {

@@ -18,6 +18,7 @@ import (
 
 	"hayloft/agent"
 	"hayloft/cloud/fault"
+	"hayloft/internal/netspace"
 	"hayloft/server/api/client"
 )
 
@@ -132,19 +133,27 @@ func (f *upFlags) agentArgs() []string {
 }
 
 // enroll waits for the server, makes this host's record, and leaves a token for the agent unless it has
-// its certificate already.
+// its certificate already. What answers may be the server of a `hayloft up` that was killed, about to end.
 func (f *upFlags) enroll(ctx context.Context) error {
 	c, err := client.New(client.Config{Endpoint: "unix://" + f.socket})
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	if err := answers(ctx, c); err != nil {
-		return err
+	for {
+		if err := answers(ctx, c); err != nil {
+			return err
+		}
+		if agent.Enrolled(f.agentDir()) {
+			return nil
+		}
+		if err := f.leaveToken(ctx, c); !fault.Is(err, fault.Unavailable) || ctx.Err() != nil {
+			return err
+		}
 	}
-	if agent.Enrolled(f.agentDir()) {
-		return nil
-	}
+}
+
+func (f *upFlags) leaveToken(ctx context.Context, c *client.Client) error {
 	made, err := c.CreateHost(ctx, f.agent.name, "")
 	if fault.Is(err, fault.Exists) {
 		made, err = c.HostToken(ctx, f.agent.name)
@@ -249,6 +258,7 @@ func (c *child) keep(ctx context.Context) error {
 func (c *child) run(ctx context.Context) error {
 	cmd := exec.Command(c.path, c.args...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), netspace.ParentVariable+"="+strconv.Itoa(os.Getpid()))
 	// Out of the terminal's process group: Ctrl-C reaches it through us, in order. It ends with us.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	runtime.LockOSThread() // the death signal is tied to the thread that started it
