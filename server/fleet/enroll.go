@@ -3,8 +3,11 @@ package fleet
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"time"
 
 	"hayloft/cloud/fault"
@@ -17,7 +20,8 @@ import (
 type enrollment struct {
 	Hash    string `json:"hash"`
 	Host    string `json:"host"`
-	Expires int64  `json:"expires"` // Unix seconds
+	Expires int64  `json:"expires"`           // Unix seconds
+	UsedBy  string `json:"used_by,omitempty"` // hash of the public key that enrolled with it
 }
 
 const tokenLife = 24 * time.Hour
@@ -30,7 +34,10 @@ func (f *Fleet) NewToken(ctx context.Context, host string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	value, err := json.Marshal(enrollment{hash, host, f.now().Add(tokenLife).Unix()})
+	if err := f.forget(ctx); err != nil {
+		return "", err
+	}
+	value, err := json.Marshal(enrollment{Hash: hash, Host: host, Expires: f.now().Add(tokenLife).Unix()})
 	if err != nil {
 		return "", err
 	}
@@ -46,7 +53,7 @@ func (f *Fleet) Enroll(ctx context.Context, r *wire.EnrollRequest) (*wire.Enroll
 		if !ok || caller != id {
 			return nil, toStatus(fault.Errorf(fault.Permission, "host %s: a token is needed to enroll", r.HostName))
 		}
-	} else if err := f.redeem(ctx, r.Token, r.HostName); err != nil {
+	} else if err := f.redeem(ctx, r); err != nil {
 		return nil, toStatus(err)
 	}
 	certificate, err := f.authority.Sign(r.CertificateRequest, id)
@@ -57,30 +64,62 @@ func (f *Fleet) Enroll(ctx context.Context, r *wire.EnrollRequest) (*wire.Enroll
 	return &wire.EnrollReply{Certificate: certificate, Authority: f.authority.Certificate(), Cluster: f.cluster}, nil
 }
 
-func (f *Fleet) redeem(ctx context.Context, text, host string) error {
-	token, err := pki.ParseToken(text)
+// redeem uses a token up. A host that died before it had its certificate may come again with the same
+// token, but only with the same key.
+func (f *Fleet) redeem(ctx context.Context, r *wire.EnrollRequest) error {
+	host := r.HostName
+	token, err := pki.ParseToken(r.Token)
 	if err != nil {
 		return err
 	}
-	rec, err := f.inv.Store.Get(ctx, tokenKey(token.ID))
+	request, err := x509.ParseCertificateRequest(r.CertificateRequest)
+	if err != nil {
+		return fault.Errorf(fault.Invalid, "host %s: certificate request: %w", host, err)
+	}
+	key := fmt.Sprintf("%x", sha256.Sum256(request.RawSubjectPublicKeyInfo))
+	return store.Retry(ctx, func() error {
+		rec, err := f.inv.Store.Get(ctx, tokenKey(token.ID))
+		if err != nil {
+			return err
+		}
+		var e enrollment
+		switch {
+		case rec.Revision == 0 || json.Unmarshal(rec.Value, &e) != nil || !token.Check(e.Hash) || e.UsedBy != "" && e.UsedBy != key:
+			return fault.Errorf(fault.Permission, "host %s: the token is not valid, or was used before", host)
+		case f.now().Unix() > e.Expires:
+			return fault.Errorf(fault.Permission, "host %s: the token has expired", host)
+		case e.Host != host:
+			return fault.Errorf(fault.Permission, "host %s: the token is for host %s", host, e.Host)
+		case e.UsedBy == key:
+			return nil
+		}
+		e.UsedBy = key
+		value, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		_, err = f.inv.Store.Txn(ctx, []store.Cond{{Key: rec.Key, Revision: rec.Revision}}, []store.Op{store.Put(rec.Key, value)})
+		return err
+	})
+}
+
+// forget deletes the tokens that have expired.
+func (f *Fleet) forget(ctx context.Context) error {
+	records, _, err := f.inv.Store.List(ctx, tokenKey(""))
 	if err != nil {
 		return err
 	}
-	var e enrollment
-	if rec.Revision == 0 || json.Unmarshal(rec.Value, &e) != nil || !token.Check(e.Hash) {
-		return fault.Errorf(fault.Permission, "host %s: the token is not valid, or was used before", host)
+	for _, rec := range records {
+		var e enrollment
+		if json.Unmarshal(rec.Value, &e) == nil && f.now().Unix() <= e.Expires {
+			continue
+		}
+		_, err := f.inv.Store.Txn(ctx, []store.Cond{{Key: rec.Key, Revision: rec.Revision}}, []store.Op{store.Del(rec.Key)})
+		if err != nil && !fault.Is(err, fault.Busy) {
+			return err
+		}
 	}
-	if f.now().Unix() > e.Expires {
-		return fault.Errorf(fault.Permission, "host %s: the token has expired", host)
-	}
-	if e.Host != host {
-		return fault.Errorf(fault.Permission, "host %s: the token is for host %s", host, e.Host)
-	}
-	_, err = f.inv.Store.Txn(ctx, []store.Cond{{Key: rec.Key, Revision: rec.Revision}}, []store.Op{store.Del(rec.Key)})
-	if fault.Is(err, fault.Busy) {
-		return fault.Errorf(fault.Permission, "host %s: the token was used before", host)
-	}
-	return err
+	return nil
 }
 
 func randomID() string {
