@@ -125,7 +125,8 @@ func (l *line) device(driver string, p properties) {
 	if strings.HasPrefix(driver, "virtio-") {
 		if l.microvm() {
 			driver += "-device"
-			p["bus"] = fmt.Sprintf("virtio-mmio-bus.%d", l.mmio)
+			// Linux meets the highest slot first, and names disks and NICs in that order.
+			p["bus"] = fmt.Sprintf("virtio-mmio-bus.%d", mmioSlots-1-l.mmio)
 			l.mmio++
 		} else {
 			driver += "-pci"

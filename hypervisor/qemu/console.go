@@ -179,7 +179,7 @@ func (r *consoleReader) Write(p []byte) (int, error) {
 	}
 }
 
-// Close detaches this reader only.
+// Close detaches this reader only. After the last one, what was typed and not yet taken by the guest is lost.
 func (r *consoleReader) Close() error {
 	r.once.Do(func() { close(r.end) })
 	r.console.leave(r)
