@@ -51,10 +51,7 @@ func newVMSSHCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if len(words) > 0 {
-				options = append(append(options, "--"), words...)
-			}
-			return a.runSSH(ctx, c, options)
+			return a.runSSH(ctx, c, append(options, words...))
 		}))
 	cmd.Long = cmd.Short + `.
 
