@@ -7,7 +7,7 @@ import (
 
 	"hayloft/cloud"
 	"hayloft/lab/golden"
-	"hayloft/lab/golden/tsc"
+	"hayloft/hypervisor/qemu/tsc"
 	"hayloft/server/api"
 )
 

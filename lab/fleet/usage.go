@@ -149,8 +149,8 @@ func HostSeconds() (float64, error) {
 	return float64(ticks) / ticksPerSecond, nil
 }
 
-// QEMUOf finds the QEMU processes in the site's namespace.
-func (s *Site) QEMUOf() []int {
+// QEMUs finds the QEMU processes in the site's namespace.
+func (s *Site) QEMUs() []int {
 	var pids []int
 	for _, p := range processes() {
 		if p.netns == s.Namespace.Inode && strings.HasPrefix(filepath.Base(strings.Fields(p.line)[0]), "qemu-system") {
