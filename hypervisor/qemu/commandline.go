@@ -20,7 +20,8 @@ type settings struct {
 	runtimeDir   string
 	tbSizeMB     int
 	nbdReconnect time.Duration
-	vhost        bool // pass /dev/vhost-net files
+	vhost        bool   // pass /dev/vhost-net files
+	tscKHz       uint64 // rate of the time stamp counter, for guests that cannot measure it; 0: not known
 }
 
 // File descriptors that every QEMU is started with; those of NICs follow.
@@ -177,10 +178,20 @@ func (l *line) boot() error {
 	if b.Initrd != "" {
 		l.add("-initrd", b.Initrd)
 	}
-	if b.CommandLine != "" {
-		l.add("-append", b.CommandLine)
+	if words := l.kernelWords(); words != "" {
+		l.add("-append", words)
 	}
 	return nil
+}
+
+// kernelWords is the kernel's command line. An emulated microvm has no second clock to measure the time stamp
+// counter with: on a busy host Linux fails at it and hangs, unless it is told the rate.
+func (l *line) kernelWords() string {
+	words := l.m.Boot.CommandLine
+	if l.s.tscKHz != 0 && l.s.Accelerator == "tcg" && strings.HasPrefix(l.s.Machine, "microvm") && !strings.Contains(words, "tsc_early_khz=") {
+		words = strings.TrimSpace(fmt.Sprintf("%s tsc_early_khz=%d", words, l.s.tscKHz))
+	}
+	return words
 }
 
 // channels adds what the driver and the guest talk through, and what every guest has.

@@ -175,3 +175,29 @@ func FuzzInjection(f *testing.F) {
 		_, _ = buildCommandLine(with(func(m *hypervisor.Machine) { m.Raw = raw }), on("pc", "tcg"))
 	})
 }
+
+func TestEmulatedMicrovmIsToldTheRateOfItsCounter(t *testing.T) {
+	m := plain()
+	m.Boot = hypervisor.Boot{Kernel: "/k", CommandLine: "quiet"}
+	for _, tt := range []struct {
+		machine, accel, words, want string
+	}{
+		{"microvm", "tcg", "quiet", "quiet tsc_early_khz=2600000"},
+		{"microvm", "tcg", "", "tsc_early_khz=2600000"},
+		{"microvm", "tcg", "tsc_early_khz=1", "tsc_early_khz=1"},
+		{"microvm", "kvm", "quiet", "quiet"},
+		{"pc", "tcg", "quiet", "quiet"},
+	} {
+		s := on(tt.machine, tt.accel)
+		s.tscKHz = 2600000
+		m.Boot.CommandLine = tt.words
+		m.Disks, m.NICs = nil, nil
+		line, err := buildCommandLine(m, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i := slices.Index(line.args, "-append"); i < 0 || line.args[i+1] != tt.want {
+			t.Errorf("%s under %s with %q: %q", tt.machine, tt.accel, tt.words, line.args)
+		}
+	}
+}

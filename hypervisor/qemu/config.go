@@ -17,6 +17,7 @@ import (
 	"hayloft/hypervisor/cgroup"
 	"hayloft/hypervisor/internal/feed"
 	"hayloft/hypervisor/internal/turn"
+	"hayloft/hypervisor/qemu/tsc"
 )
 
 // Config is what a driver needs to know. Only StateDir has no default.
@@ -79,6 +80,8 @@ type Driver struct {
 	probing sync.Mutex // one probe at a time
 	host    *host      // guarded by probing
 
+	tsc func() uint64 // rate of the time stamp counter in kHz, measured once; 0 when there is none
+
 	mu      sync.Mutex
 	domains map[int]*domain
 }
@@ -103,7 +106,14 @@ func New(config Config) (*Driver, error) {
 	if err := os.MkdirAll(config.StateDir, 0o711); err != nil {
 		return nil, fmt.Errorf("qemu driver: %w", err)
 	}
-	d := &Driver{config: config, binary: binary, events: feed.New(), log: config.Log, domains: map[int]*domain{}}
+	d := &Driver{config: config, binary: binary, events: feed.New(), log: config.Log, domains: map[int]*domain{},
+		tsc: sync.OnceValue(func() uint64 {
+			kHz, err := tsc.KHz()
+			if err != nil {
+				return 0
+			}
+			return kHz
+		})}
 	if config.CgroupRoot != "" {
 		if d.groups, err = cgroup.New(config.CgroupRoot); err != nil {
 			return nil, err

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -155,9 +156,13 @@ func (d *Driver) prepare(ctx context.Context, m hypervisor.Machine) (*launching,
 		vhost = err == nil
 	}
 	l.rec = record{ID: m.ID, Name: m.Name, Dir: m.Dir, Nonce: rand.Text(), Phase: starting, Platform: p}
+	var kHz uint64
+	if p.Accelerator == "tcg" && strings.HasPrefix(p.Machine, "microvm") {
+		kHz = d.tsc()
+	}
 	build := func() error {
 		l.line, err = buildCommandLine(m, settings{platform: l.rec.Platform, runtimeDir: l.rec.runtimeDir(),
-			tbSizeMB: d.config.TBSizeMB, nbdReconnect: d.config.NBDReconnect, vhost: vhost})
+			tbSizeMB: d.config.TBSizeMB, nbdReconnect: d.config.NBDReconnect, vhost: vhost, tscKHz: kHz})
 		return err
 	}
 	if err := build(); err != nil {

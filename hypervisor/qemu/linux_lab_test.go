@@ -10,8 +10,8 @@ import (
 
 	"hayloft/disk/device"
 	"hayloft/hypervisor"
+	"hayloft/hypervisor/qemu/tsc"
 	"hayloft/lab/golden"
-	"hayloft/lab/golden/tsc"
 	"hayloft/lab/labtest"
 )
 

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"hayloft/internal/command"
-	"hayloft/lab/golden/tsc"
+	"hayloft/hypervisor/qemu/tsc"
 	"hayloft/lab/labtest"
 )
 
