@@ -122,8 +122,6 @@ func TestCreateEmpty(t *testing.T) {
 type member struct {
 	name, link, content string
 	kind                byte
-	mode                int64
-	size                int64 // when it is not the content's
 }
 
 func tarOf(t *testing.T, members ...member) []byte {

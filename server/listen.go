@@ -37,7 +37,8 @@ func listenUnix(path string) (net.Listener, error) {
 		return nil, fault.Errorf(fault.Invalid, "socket %s: %w", path, err)
 	}
 	listener.SetUnlinkOnClose(false)
-	if err := os.Chmod(hidden, 0o600); err == nil {
+	err = os.Chmod(hidden, 0o600)
+	if err == nil {
 		err = os.Rename(hidden, path)
 	}
 	if err != nil {

@@ -205,7 +205,8 @@ func (f *upFlags) lock() (release func(), err error) {
 		file.Close()
 		return nil, fault.Errorf(fault.Busy, "state directory %s: another hayloft up uses it", f.stateDir)
 	}
-	if err := file.Truncate(0); err == nil {
+	err = file.Truncate(0)
+	if err == nil {
 		_, err = fmt.Fprintln(file, os.Getpid())
 	}
 	if err != nil {
