@@ -231,18 +231,27 @@ const (
 	healthy    = 10 * time.Second // a child that lived so long may be started again at once
 	graceful   = 10 * time.Second // to end after SIGTERM
 	impatience = 5                // ends in a row, each before it was healthy, after which it is given up
+	pauseStep  = 50 * time.Millisecond
+	pauseMost  = 2 * time.Second
 )
 
-// keep runs the process until ctx ends, again when it ends by itself. It gives up on one that cannot stay.
+// keep runs the process until ctx ends, again when it ends by itself, each time after a longer pause unless it
+// was healthy. It gives up on one that cannot stay; one that is killed or crashes may start again for ever.
 func (c *child) keep(ctx context.Context) error {
-	for quick := 0; ; {
+	quick := 0
+	for ends := 0; ; ends++ {
+		select {
+		case <-time.After(min(time.Duration(ends)*pauseStep, pauseMost)):
+		case <-ctx.Done():
+			return nil
+		}
 		began := time.Now()
 		err := c.run(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
 		if time.Since(began) > healthy {
-			quick = 0
+			quick, ends = 0, 0
 		}
 		var exit *exec.ExitError
 		killed := errors.As(err, &exit) && exit.ExitCode() == -1
@@ -259,7 +268,8 @@ func (c *child) keep(ctx context.Context) error {
 func (c *child) run(ctx context.Context) error {
 	cmd := exec.Command(c.path, c.args...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), netspace.ParentVariable+"="+strconv.Itoa(os.Getpid()))
+	// A panic ends it by a signal then, and not with the status of a wrong configuration.
+	cmd.Env = append(os.Environ(), netspace.ParentVariable+"="+strconv.Itoa(os.Getpid()), "GOTRACEBACK=crash")
 	// Out of the terminal's process group: Ctrl-C reaches it through us, in order. It ends with us.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	runtime.LockOSThread() // the death signal is tied to the thread that started it

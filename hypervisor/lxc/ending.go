@@ -26,7 +26,9 @@ func (d *Driver) adopt(ctx context.Context, r record) {
 		d.config.Log.Error("container: clearing up after an interrupted start", "vm", id, "error", err)
 		r.Phase, r.Status, r.Reason = ended, hypervisor.Crashed, "its start was interrupted: "+err.Error()
 	}
-	d.containers[id] = r
+	d.mu.Lock()
+	d.containers[id] = r // beside the watchers of those adopted before
+	d.mu.Unlock()
 	if r.Phase != running {
 		return
 	}
