@@ -43,6 +43,7 @@ type Image struct {
 	StoredBytes int64             `json:"stored_bytes,omitempty"` // allocated in the repository
 	SavedFrom   *SavedFrom        `json:"saved_from,omitempty"`   // made by disk-saveas
 	Error       string            `json:"error,omitempty"`
+	ErrorClass  string            `json:"error_class,omitempty"` // of Error, see fault.Class
 	RegTime     int64             `json:"reg_time"`
 	Template    template.Template `json:"template"`
 }

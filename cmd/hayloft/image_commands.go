@@ -184,7 +184,7 @@ func (a *app) waitImage(ctx context.Context, c *client.Client, id int) error {
 		case gone:
 			return false, fault.Errorf(fault.NotFound, "image %d was deleted before its content was taken in", id)
 		case i.State == cloud.ImageStateError:
-			return false, fault.Errorf(fault.Internal, "image %d (%s): %s", id, i.Name, i.Error)
+			return false, fault.Errorf(fault.ParseClass(i.ErrorClass), "image %d (%s): %s", id, i.Name, i.Error)
 		case i.State != cloud.ImageStateLocked && i.State != cloud.ImageStateInit:
 			return true, nil
 		}
@@ -218,7 +218,7 @@ func newImageDeleteCommand(a *app) *cobra.Command {
 				defer m.close()
 				_, err = c.WaitImage(ctx, image.ID, func(i api.Image, gone bool) (bool, error) {
 					if !gone && i.State == cloud.ImageStateError {
-						return false, fault.Errorf(fault.Internal, "image %d (%s): %s", i.ID, i.Name, i.Error)
+						return false, fault.Errorf(fault.ParseClass(i.ErrorClass), "image %d (%s): %s", i.ID, i.Name, i.Error)
 					}
 					m.update("image " + image.Name + ": deleting its content")
 					return gone, nil

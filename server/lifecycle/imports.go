@@ -128,7 +128,7 @@ func (m *importers) take(ctx context.Context, img cloud.Image) error {
 			return fault.Errorf(fault.WrongState, "image %d is %v", now.ID, now.State)
 		}
 		if err != nil {
-			now.State, now.Error = cloud.ImageStateError, err.Error()
+			now.State, now.Error, now.ErrorClass = cloud.ImageStateError, err.Error(), fault.ClassOf(err).String()
 			return nil
 		}
 		now.State, now.Format, now.Digest = cloud.ImageStateReady, string(info.Format), info.Digest

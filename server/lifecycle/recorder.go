@@ -122,7 +122,7 @@ func (r *Recorder) saved(ctx context.Context, tx *Txn, done map[*wire.SaveResult
 			image.Size = max(result.Size, order.Size) // unpacked, it is about what it was made from
 		}
 		if result.Error != "" {
-			image.State, image.Error = cloud.ImageStateError, result.Error
+			image.State, image.Error, image.ErrorClass = cloud.ImageStateError, result.Error, result.ErrorClass
 		}
 		op, err := r.inv.Images.PutOp(image.ID, image)
 		if err != nil {
