@@ -114,7 +114,7 @@ func TestRequests(t *testing.T) {
 		t.Error(got)
 	}
 	for line, want := range map[string]string{
-		"vm create web -n 2":            "ID: 20\nID: 21\n",
+		"vm create web -n 2":            "IDs: 20,21\n",
 		"vm create web -n 2 -q":         "20\n21\n",
 		"vm create web -n 2 -o id":      "20\n21\n",
 		"cluster create c -o yaml":      "id: 7\n",

@@ -99,9 +99,14 @@ func (a *app) created(kind string, ids ...int) error {
 		}
 		return a.print(map[string][]int{"ids": ids})
 	}
+	plain := a.quiet || a.output != ""
+	if len(ids) > 1 && !plain {
+		_, err := fmt.Fprintf(a.stdout, "IDs: %s\n", idsText(ids))
+		return err
+	}
 	for _, id := range ids {
 		label := "ID: "
-		if a.quiet || a.output != "" {
+		if plain {
 			label = ""
 		}
 		if _, err := fmt.Fprintf(a.stdout, "%s%d\n", label, id); err != nil {

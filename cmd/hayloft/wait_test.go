@@ -120,7 +120,7 @@ func TestCreateWaitsForSSH(t *testing.T) {
 		}
 		return nil
 	}, func(conn net.Conn, _ string) { fmt.Fprint(conn, "SSH-2.0-dropbear\r\n") })
-	if out := c.ok("vm", "create", "web", "--count", "3", "--wait=ssh", "--timeout", "1m"); out != "ID: 20\nID: 21\nID: 22\n" {
+	if out := c.ok("vm", "create", "web", "--count", "3", "--wait=ssh", "--timeout", "1m"); out != "IDs: 20..22\n" {
 		t.Errorf("%q", out)
 	}
 	if tries.Load() < 5 {
