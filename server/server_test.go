@@ -41,11 +41,12 @@ type site struct {
 	t     *testing.T
 	store *memory.Store
 	dir   string
+	grace time.Duration // before an absent host is given up
 	stops map[string]func()
 }
 
 func newSite(t *testing.T) *site {
-	s := &site{t: t, store: memory.New(), dir: t.TempDir(), stops: map[string]func(){}}
+	s := &site{t: t, store: memory.New(), dir: t.TempDir(), grace: time.Hour, stops: map[string]func(){}}
 	t.Cleanup(func() {
 		for _, stop := range s.stops {
 			stop()
@@ -82,7 +83,7 @@ func (s *site) server(name string) *client.Client {
 	s.t.Helper()
 	srv, err := server.New(s.t.Context(), server.Config{
 		Name: name, StateDir: filepath.Join(s.dir, "server"), Store: s.store, FleetSocket: s.socket(name + "-fleet"), Socket: s.socket(name),
-		Scheduler: scheduler.Scheduler{Policy: scheduler.Striping}, HostGrace: time.Hour, Log: slog.New(slog.DiscardHandler),
+		Scheduler: scheduler.Scheduler{Policy: scheduler.Striping}, HostGrace: s.grace, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		s.t.Fatal(err)
@@ -386,4 +387,60 @@ func TestWatch(t *testing.T) {
 	if !synced || !slices.Contains(states, "RUNNING") || states[len(states)-1] != "DONE" {
 		t.Fatalf("synced %v, saw %v", synced, states)
 	}
+}
+
+// Machines of a host that stays away are UNKNOWN; they are found again when it is back, and have not been
+// started anew.
+func TestHostGoesAndComesBack(t *testing.T) {
+	s := newSite(t)
+	s.grace = 50 * time.Millisecond
+	c := s.server("one")
+	s.host(c, "node1", "one")
+	if _, err := c.CreateVMs(t.Context(), api.CreateVMs{Text: simulated, Count: 5}); err != nil {
+		t.Fatal(err)
+	}
+	s.all(c, cloud.Active(cloud.LCMRunning))
+	s.stop("node1")
+	s.all(c, cloud.Active(cloud.LCMUnknown))
+	for _, vm := range s.vms(c) {
+		if !strings.Contains(vm.Error, "host node1 is not connected") {
+			t.Errorf("vm %d: %q", vm.ID, vm.Error)
+		}
+	}
+	if h, err := c.Host(t.Context(), "node1"); err != nil || h.State != cloud.HostStateError {
+		t.Errorf("host: %v, %v", h.State, err)
+	}
+	s.host(c, "node1", "one")
+	s.all(c, cloud.Active(cloud.LCMRunning))
+	for _, vm := range s.vms(c) {
+		if vm.Orders.Epoch != 1 || vm.Error != "" {
+			t.Errorf("vm %d: epoch %d, error %q", vm.ID, vm.Orders.Epoch, vm.Error)
+		}
+	}
+}
+
+// A machine deleted from the database while its host is away is removed there when the host is back.
+func TestDeletedWhileItsHostIsAway(t *testing.T) {
+	s := newSite(t)
+	s.grace = 20 * time.Millisecond
+	c := s.server("one")
+	s.host(c, "node1", "one")
+	made, err := c.CreateVMs(t.Context(), api.CreateVMs{Text: simulated})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.all(c, cloud.Active(cloud.LCMRunning))
+	s.stop("node1")
+	s.all(c, cloud.Active(cloud.LCMUnknown))
+	if err := c.Recover(t.Context(), made[0], "delete-db"); err != nil {
+		t.Fatal(err)
+	}
+	if vm, err := c.VM(t.Context(), made[0]); err != nil || vm.State != cloud.StateDone || vm.HostName != "node1" {
+		t.Fatalf("deleted: %v on %q, %v", vm.Phase(), vm.HostName, err)
+	}
+	s.host(c, "node1", "one")
+	s.until("the host has removed it", func(ctx context.Context) bool {
+		vm, err := c.VM(ctx, made[0])
+		return err == nil && vm.HostID < 0
+	})
 }

@@ -204,3 +204,21 @@ func TestOrdersStayConsistent(t *testing.T) {
 		}
 	})
 }
+
+func TestMachineThatDiesWhileItsDiskIsSaved(t *testing.T) {
+	vm := running(t)
+	must(t, &vm, cloud.EventSaveas)
+	vm.Orders.Saves = []cloud.SaveDisk{{Operation: 4, ImageID: 3}}
+	r := report(&vm, wire.Phase_PHASE_CRASHED)
+	if ApplyReport(&vm, r, at) {
+		t.Fatalf("in the midst of saving: %v", vm.Phase())
+	}
+	r.Saves = []*wire.SaveResult{{Operation: 4, Error: "it died"}, {Operation: 2}}
+	if done := SavesDone(&vm, r, at); len(done) != 1 || done[r.Saves[0]].ImageID != 3 || len(vm.Orders.Saves) != 0 {
+		t.Fatalf("%v, left %v", done, vm.Orders.Saves)
+	}
+	ApplyReport(&vm, r, at)
+	if vm.Phase() != cloud.Active(cloud.LCMUnknown) {
+		t.Fatalf("when saving is over: %v", vm.Phase())
+	}
+}

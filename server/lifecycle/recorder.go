@@ -67,8 +67,8 @@ func (r *Recorder) together(ctx context.Context, host int, reports []*wire.Machi
 			continue
 		}
 		before := vm
+		saved := SavesDone(&vm, report, r.now()) // first: what else the report says may have to wait for it
 		progressed := ApplyReport(&vm, report, r.now())
-		saved := SavesDone(&vm, report, r.now())
 		if !progressed && len(saved) == 0 {
 			continue
 		}
