@@ -76,7 +76,14 @@ func (f *upFlags) deleteMachines(ctx context.Context, timeout time.Duration) err
 		return err
 	}
 	defer c.Close()
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	vms, err := c.VMs(ctx, false)
+	if fault.Is(err, fault.Unavailable) && f.running() { // it is starting the server, perhaps again
+		if err = answers(ctx, c); err == nil {
+			vms, err = c.VMs(ctx, false)
+		}
+	}
 	if fault.Is(err, fault.Unavailable) {
 		return nil
 	}
@@ -90,13 +97,20 @@ func (f *upFlags) deleteMachines(ctx context.Context, timeout time.Duration) err
 		}
 		ids = append(ids, vm.ID)
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
 	gone := func(vm api.VM) (bool, error) { return vm.State == cloud.StateDone && vm.HostID < 0, nil }
 	if _, err = c.WaitVMs(ctx, ids, gone, nil); err != nil {
 		return fmt.Errorf("machines do not go: %w", err)
 	}
 	return nil
+}
+
+// running says whether there is a `hayloft up` of the state directory.
+func (f *upFlags) running() bool {
+	release, err := f.lock()
+	if err == nil {
+		release()
+	}
+	return fault.Is(err, fault.Busy)
 }
 
 // endUp ends a running `hayloft up` and returns when it has.
