@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/pem"
 	"fmt"
 	"net"
 	"strings"
@@ -18,8 +19,9 @@ import (
 
 // login is the key that machines of a test let in.
 type login struct {
-	signer ssh.Signer
-	public string
+	signer  ssh.Signer
+	private []byte // PEM, for ssh -i
+	public  string
 }
 
 func newLogin(t *testing.T) login {
@@ -32,7 +34,11 @@ func newLogin(t *testing.T) login {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return login{signer, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey())))}
+	block, err := ssh.MarshalPrivateKey(private, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return login{signer, pem.EncodeToMemory(block), strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey())))}
 }
 
 // tunnelConn makes a connection of a tunnel, as ssh wants one.

@@ -121,17 +121,21 @@ func (s *storm) pids() map[int]int {
 		running[vm.ID] = vm.LCM == cloud.LCMRunning
 	}
 	pids := map[int]int{}
-	for id, all := range s.qemus() {
+	for id, all := range s.everyProcess() {
 		if running[id] && len(all) == 1 {
 			pids[id] = all[0]
 		}
 	}
-	for id, pid := range s.inits() {
-		if running[id] {
-			pids[id] = pid
-		}
-	}
 	return pids
+}
+
+// everyProcess are the processes of all machines, QEMU's or a container's monitor.
+func (s *storm) everyProcess() map[int][]int {
+	all := s.qemus()
+	for id, pids := range s.monitors() {
+		all[id] = append(all[id], pids...)
+	}
+	return all
 }
 
 // converge brings every machine to RUNNING: by itself, or with the user's help where QEMU was killed.
@@ -194,24 +198,21 @@ func (s *storm) help(vm api.VM, helped map[int]int) {
 func (s *storm) check(vms []api.VM, before map[int]int) {
 	s.Helper()
 	s.eventually("one process a machine", func() error {
-		all, inits := s.qemus(), s.inits()
+		all := s.everyProcess()
 		for _, vm := range vms {
-			if vm.Hypervisor == "qemu" && len(all[vm.ID]) != 1 {
-				return fmt.Errorf("vm %d has the QEMU processes %v", vm.ID, all[vm.ID])
-			}
-			if vm.Hypervisor == "lxc" && inits[vm.ID] == 0 {
-				return fmt.Errorf("container %d has no process", vm.ID)
+			if len(all[vm.ID]) != 1 {
+				return fmt.Errorf("vm %d has the processes %v", vm.ID, all[vm.ID])
 			}
 		}
-		if len(all)+len(inits) != len(vms) {
-			return fmt.Errorf("%d machines have processes, and there are %d", len(all)+len(inits), len(vms))
+		if len(all) != len(vms) {
+			return fmt.Errorf("%d machines have processes, and there are %d", len(all), len(vms))
 		}
 		return nil
 	})
-	now, inits := s.qemus(), s.inits()
+	now := s.everyProcess()
 	for id, pid := range before {
-		if is := append(now[id], inits[id]); !s.killed[id] && is[0] != pid {
-			s.Errorf("vm %d was process %d, and is %d: it was started again", id, pid, is[0])
+		if !s.killed[id] && now[id][0] != pid {
+			s.Errorf("vm %d was process %d, and is %d: it was started again", id, pid, now[id][0])
 		}
 	}
 	addresses := map[string]int{}
@@ -239,19 +240,6 @@ func (s *storm) check(vms []api.VM, before map[int]int) {
 	if n := s.leases(); n != len(vms) {
 		s.Errorf("%d machines have %d addresses", len(vms), n)
 	}
-}
-
-// inits are the monitors of the containers, by machine.
-func (s *storm) inits() map[int]int {
-	found := map[int]int{}
-	for _, pid := range s.processes("lxc-start") {
-		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if at := machineOf.FindSubmatch(line); at != nil {
-			id, _ := strconv.Atoi(string(at[1]))
-			found[id] = pid
-		}
-	}
-	return found
 }
 
 // TestKillAnythingDuringADeployment kills server, agent, machines and `hayloft up` in every stage of

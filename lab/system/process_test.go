@@ -2,7 +2,6 @@ package system
 
 import (
 	"bytes"
-	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,40 +12,40 @@ import (
 )
 
 // machineOf finds a machine's number in its process's arguments: the directory of its files.
-var machineOf = regexp.MustCompile(`/machines/([0-9]+)/`)
+var machineOf = regexp.MustCompile(`/machines/([0-9]+)[/ ]`)
 
 // qemus are the QEMU processes of the product, by machine; a machine with two has two entries.
 func (p *product) qemus() map[int][]int {
-	found := map[int][]int{}
-	for _, pid := range p.processes("qemu-system") {
-		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if at := machineOf.FindSubmatch(line); at != nil {
-			id, _ := strconv.Atoi(string(at[1]))
-			found[id] = append(found[id], pid)
-		}
-	}
-	return found
+	return p.machines(func(program string) bool { return strings.HasPrefix(filepath.Base(program), "qemu-system") })
 }
 
-// processes are those of programs so called in the product's network namespace.
-func (p *product) processes(name string) []int {
+// monitors are the processes that look after containers, by machine.
+func (p *product) monitors() map[int][]int {
+	return p.machines(func(title string) bool { return strings.HasPrefix(title, "[lxc monitor]") })
+}
+
+// machines are the processes in the product's network namespace whose first argument is one of those wanted.
+func (p *product) machines(wanted func(string) bool) map[int][]int {
+	found := map[int][]int{}
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
-	var pids []int
 	for _, dir := range dirs {
 		line, err := os.ReadFile(dir + "/cmdline")
 		if err != nil || len(line) == 0 {
 			continue
 		}
-		program := filepath.Base(string(bytes.SplitN(line, []byte{0}, 2)[0]))
 		var st unix.Stat_t
-		if !strings.HasPrefix(program, name) || unix.Stat(dir+"/ns/net", &st) != nil || st.Ino != p.site.Namespace.Inode {
+		at := machineOf.FindSubmatch(line)
+		if first, _, _ := bytes.Cut(line, []byte{0}); at == nil || !wanted(string(first)) {
 			continue
 		}
-		if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil {
-			pids = append(pids, pid)
+		if unix.Stat(dir+"/ns/net", &st) != nil || st.Ino != p.site.Namespace.Inode {
+			continue
 		}
+		id, _ := strconv.Atoi(string(at[1]))
+		pid, _ := strconv.Atoi(filepath.Base(dir))
+		found[id] = append(found[id], pid)
 	}
-	return pids
+	return found
 }
 
 // machineDirs are the machines that have files on the host.

@@ -248,7 +248,7 @@ func (p *product) cli(args ...string) (status int, stdout, stderr string) {
 	ctx, cancel := context.WithTimeout(p.ctx, patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, p.binary, args...)
-	cmd.Env = append(os.Environ(), client.EnvEndpoint+"=unix://"+p.socket())
+	cmd.Env = append(os.Environ(), client.EnvEndpoint+"=unix://"+p.socket(), "XDG_CACHE_HOME="+p.site.Dir)
 	var out, complaint bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaint
 	err := cmd.Run()
@@ -321,6 +321,7 @@ func (p *product) reaches(id int, state string) api.VM {
 
 func (p *product) reach(ids []int, state string) []api.VM {
 	p.Helper()
+	p.answers()
 	ctx, cancel := context.WithTimeout(p.ctx, patience)
 	defer cancel()
 	vms, err := p.client.WaitVMs(ctx, ids, func(vm api.VM) (bool, error) {
@@ -341,6 +342,15 @@ func (p *product) reach(ids []int, state string) []api.VM {
 		p.Fatalf("waiting for %s: %v", state, err)
 	}
 	return vms
+}
+
+// answers waits for the server, which may have been killed.
+func (p *product) answers() {
+	p.Helper()
+	p.eventually("the server answers", func() error {
+		_, err := p.client.Version(p.ctx)
+		return err
+	})
 }
 
 // image registers an image and waits until it is ready.

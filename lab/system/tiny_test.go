@@ -79,13 +79,13 @@ func (p *product) nothingOnHost() {
 		if left := p.qemus(); len(left) > 0 {
 			return fmt.Errorf("QEMU processes of machines: %v", left)
 		}
-		if left := p.processes("lxc-start"); len(left) > 0 {
+		if left := p.monitors(); len(left) > 0 {
 			return fmt.Errorf("processes of containers: %v", left)
 		}
 		if left := p.machineDirs(); len(left) > 0 {
 			return fmt.Errorf("directories: %v", left)
 		}
-		for _, pattern := range []string{"qemu/qemu-*", "lxc/*/config"} {
+		for _, pattern := range []string{"qemu/qemu-[0-9]*", "lxc/[0-9]*"} {
 			if left, _ := filepath.Glob(filepath.Join(p.agentDir(), pattern)); len(left) > 0 {
 				return fmt.Errorf("records: %v", left)
 			}
