@@ -76,7 +76,10 @@ func run(ctx context.Context, o options) error {
 	}
 	fmt.Printf("    namespace %s, files in %s\n", f.Name, f.Dir)
 	err = show(ctx, f, set, o)
-	if err != nil {
+	switch {
+	case ctx.Err() != nil:
+		err = errors.New("interrupted")
+	case err != nil:
 		fmt.Fprintf(os.Stderr, "\nlast lines of hayloft's log:\n%s\n", f.Log(15))
 	}
 	if o.keep && err == nil {
@@ -85,7 +88,11 @@ func run(ctx context.Context, o options) error {
 			return nil
 		}
 	}
-	return errors.Join(err, takeDown(context.WithoutCancel(ctx), f, began))
+	err = errors.Join(err, takeDown(context.WithoutCancel(ctx), f))
+	if err == nil {
+		fmt.Printf("\nThe whole demo took %s.\n", short(time.Since(began)))
+	}
+	return err
 }
 
 // show registers, deploys, waits and reports.
@@ -155,7 +162,7 @@ func clearUp(ctx context.Context, kept bool) error {
 	return nil
 }
 
-func takeDown(ctx context.Context, f *fleet.Fleet, began time.Time) error {
+func takeDown(ctx context.Context, f *fleet.Fleet) error {
 	step("take everything down")
 	start := time.Now()
 	err := f.Stop(ctx)
@@ -164,8 +171,5 @@ func takeDown(ctx context.Context, f *fleet.Fleet, began time.Time) error {
 	if lookErr == nil {
 		lookErr = proof(checks)
 	}
-	if err = errors.Join(err, lookErr); err == nil {
-		fmt.Printf("\nThe whole demo took %s.\n", short(time.Since(began)))
-	}
-	return err
+	return errors.Join(err, lookErr)
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -19,8 +20,39 @@ import (
 	"hayloft/lab/golden"
 )
 
-// live says whether somebody watches on a terminal.
-func live() bool { return term.IsTerminal(int(os.Stdout.Fd())) && os.Getenv("CI") == "" }
+// live says whether somebody watches on a terminal that has room for the bars.
+func live() bool {
+	width, height, err := term.GetSize(int(os.Stdout.Fd()))
+	return err == nil && width >= 80 && height >= 10 && os.Getenv("CI") == ""
+}
+
+// board is a group of bars. Its library draws a bar for the last time before it lets go of it; on a terminal
+// without rows, made so small meanwhile, that never happens, and so the end is not waited for without limit.
+type board struct {
+	*mpb.Progress
+	cancel context.CancelFunc
+}
+
+func newBoard() board {
+	ctx, cancel := context.WithCancel(context.Background())
+	return board{mpb.NewWithContext(ctx, mpb.WithWidth(48), mpb.WithOutput(os.Stdout), mpb.WithRefreshRate(120*time.Millisecond)), cancel}
+}
+
+// finish ends all bars, those that are not complete as they are.
+func (b board) finish(bars ...*mpb.Bar) {
+	for _, bar := range bars {
+		if !bar.Completed() {
+			bar.Abort(false)
+		}
+	}
+	drawn := make(chan struct{})
+	go func() { defer close(drawn); b.Wait() }()
+	select {
+	case <-drawn:
+	case <-time.After(time.Second):
+	}
+	b.cancel()
+}
 
 // stages are what the bars count.
 var stages = []struct {
@@ -37,7 +69,7 @@ var stages = []struct {
 type progress struct {
 	since time.Time
 	total int
-	bars  *mpb.Progress
+	bars  board
 	each  []*mpb.Bar
 	text  *mpb.Bar
 
@@ -57,13 +89,13 @@ func newProgress(total int, since time.Time) *progress {
 		p.group.Go(p.lines)
 		return p
 	}
-	p.bars = mpb.New(mpb.WithWidth(48), mpb.WithOutput(os.Stdout), mpb.WithRefreshRate(150*time.Millisecond))
+	p.bars = newBoard()
 	for _, s := range stages {
 		p.each = append(p.each, p.bars.AddBar(int64(total),
 			mpb.PrependDecorators(decor.Name("    "+s.name, decor.WC{W: 17, C: decor.DindentRight})),
 			mpb.AppendDecorators(decor.CountersNoUnit("%3d of %d"))))
 	}
-	p.text = p.bars.New(1, mpb.NopStyle(), mpb.PrependDecorators(decor.Any(func(decor.Statistics) string {
+	p.text = p.bars.New(0, mpb.NopStyle(), mpb.PrependDecorators(decor.Any(func(decor.Statistics) string {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		return fmt.Sprintf("    %5.1f s  %s", time.Since(p.since).Seconds(), p.states)
@@ -128,16 +160,11 @@ func (p *progress) line() {
 func (p *progress) close() {
 	close(p.stop)
 	p.group.Wait()
-	if p.bars == nil {
+	if p.text == nil {
 		return
 	}
 	p.text.SetTotal(-1, true)
-	for _, bar := range p.each {
-		if !bar.Completed() {
-			bar.Abort(false)
-		}
-	}
-	p.bars.Wait()
+	p.bars.finish(p.each...)
 }
 
 // register registers the images with a bar each, or a line each.
@@ -145,11 +172,11 @@ func register(ctx context.Context, f *fleet.Fleet, set golden.Set) error {
 	if !live() {
 		return f.RegisterGolden(ctx, set, func(i fleet.Import) {
 			if i.Ready {
-				fmt.Println("   ", i.Image)
+				fmt.Printf("    %-12s %s\n", i.Image, megabytes(i.Total))
 			}
 		})
 	}
-	bars := mpb.New(mpb.WithWidth(48), mpb.WithOutput(os.Stdout), mpb.WithRefreshRate(100*time.Millisecond))
+	bars := newBoard()
 	each := map[string]*mpb.Bar{}
 	err := f.RegisterGolden(ctx, set, func(i fleet.Import) {
 		bar := each[i.Image]
@@ -167,11 +194,6 @@ func register(ctx context.Context, f *fleet.Fleet, set golden.Set) error {
 			bar.SetTotal(-1, true)
 		}
 	})
-	for _, bar := range each {
-		if !bar.Completed() {
-			bar.Abort(false)
-		}
-	}
-	bars.Wait()
+	bars.finish(slices.Collect(maps.Values(each))...)
 	return err
 }

@@ -6,8 +6,8 @@ import (
 	"strings"
 
 	"hayloft/cloud"
-	"hayloft/lab/golden"
 	"hayloft/hypervisor/qemu/tsc"
+	"hayloft/lab/golden"
 	"hayloft/server/api"
 )
 
@@ -42,8 +42,12 @@ func (f *Fleet) RegisterGolden(ctx context.Context, set golden.Set, report func(
 		}
 		_, err = f.Client.WaitImage(ctx, id, func(i api.Image, gone bool) (bool, error) {
 			ready := i.State == cloud.ImageStateReady
+			progress := Import{image.name, i.Done, i.Total, ready}
+			if ready {
+				progress.Done, progress.Total = i.ObjectSize, i.ObjectSize
+			}
 			if report != nil {
-				report(Import{image.name, i.Done, i.Total, ready})
+				report(progress)
 			}
 			if gone || i.State == cloud.ImageStateError {
 				return true, fmt.Errorf("image %s: %s", image.name, i.Error)
