@@ -113,6 +113,28 @@ func TestMachinesMadeTogetherAreDistinct(t *testing.T) {
 	}
 }
 
+// The first machines of a large request are made in a transaction of their own; when the rest cannot be,
+// they go again.
+func TestAllMachinesOfARequestOrNone(t *testing.T) {
+	o := cloudOf(t)
+	_, err := o.CreateVMs(t.Context(), CreateVMs{TemplateID: -1, Text: parse(t, machineText), Count: 2 * perCreate})
+	if !fault.Is(err, fault.OutOfSpace) {
+		t.Fatalf("more machines than addresses: %v", err)
+	}
+	made := o.Inv.AllVMs()
+	if len(made) == 0 {
+		t.Fatal("the request failed before anything was made: it shows nothing")
+	}
+	for _, vm := range made {
+		if vm.State != cloud.StateDone {
+			t.Errorf("vm %d is %v", vm.ID, vm.Phase())
+		}
+	}
+	if got := len(o.Inv.Leases(0)); got != 0 {
+		t.Errorf("%d leases left", got)
+	}
+}
+
 func TestManyClientsNeverShareAnAddress(t *testing.T) {
 	o := cloudOf(t)
 	var group sync.WaitGroup

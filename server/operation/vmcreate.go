@@ -2,9 +2,11 @@ package operation
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
@@ -29,8 +31,8 @@ const MaxCount = 10_000
 // perCreate machines are made in one transaction: each may need keys for itself, its leases and images.
 const perCreate = 30
 
-// CreateVMs makes machines, in transactions of many; what the error says has been made before it happened
-// stays and is in ids.
+// CreateVMs makes machines, in transactions of many. All are made or none: those that were made before an
+// error are deleted again.
 func (o *Operations) CreateVMs(ctx context.Context, r CreateVMs) (ids []int, err error) {
 	t := r.Text
 	name := r.Name
@@ -86,10 +88,21 @@ func (o *Operations) CreateVMs(ctx context.Context, r CreateVMs) (ids []int, err
 		made, err := o.createGroup(ctx, t, proto, wishes, name, first, min(size, r.Count-first))
 		ids = append(ids, made...)
 		if err != nil {
-			return ids, err
+			return nil, errors.Join(err, o.withdraw(ctx, ids))
 		}
 	}
 	return ids, nil
+}
+
+// withdraw deletes machines of a request that could not be carried out whole.
+func (o *Operations) withdraw(ctx context.Context, ids []int) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	var errs []error
+	for _, id := range ids {
+		errs = append(errs, o.Recover(ctx, id, "delete"))
+	}
+	return errors.Join(errs...)
 }
 
 // severalOf refuses what only one machine can have.

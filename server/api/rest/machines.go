@@ -49,10 +49,6 @@ func (s *Server) createVMs(r *http.Request) (any, error) {
 		return nil, err
 	}
 	ids, err := s.Ops.CreateVMs(r.Context(), request)
-	if err != nil && len(ids) > 0 {
-		err = fault.Errorf(fault.ClassOf(err), "%d of %d machines were made (vm %d to %d), then: %w", len(ids), request.Count, ids[0],
-			ids[len(ids)-1], err)
-	}
 	return api.CreatedVMs{IDs: ids}, err
 }
 
