@@ -63,12 +63,15 @@ test:
 	@lab/packages.sh test
 	@$(MAKE) --no-print-directory format vet staticcheck generate-check lab-tests
 
-# Unit and integration tests with the race detector; the tests run as root, the compiler does not.
+# Unit and integration tests with the race detector; the tests run as root, the compiler does not. Packages with
+# much to do are silent for minutes, so what runs is said meanwhile.
 lab-tests: bin/golden/build
 	@echo "==> golden images"
 	@$(AS_ROOT) bin/golden/build >/dev/null
 	@echo "==> all tests, with the race detector, QEMU and LXC"
-	@$(GO) test -race -timeout 15m -exec '$(AS_ROOT) HAYLOFT_LAB=1' ./...
+	@(while sleep 30; do ps -eo etimes=,comm= | awk '$$2 ~ /\.test$$/ {printf "    ... %s since %d s\n", $$2, $$1}'; done) & ticker=$$!; \
+		trap 'kill $$ticker' EXIT; trap 'exit 1' INT TERM; \
+		$(GO) test -race -vet=off -timeout 15m -exec '$(AS_ROOT) HAYLOFT_LAB=1' ./...
 
 clean:
 	rm -rf bin

@@ -38,7 +38,7 @@ type following struct {
 }
 
 // Follow watches machines until each has answered over SSH or failed, or ctx ends, and returns them in the order
-// of ids. onChange, which may be nil, sees them at times, one call at a time.
+// of ids. onChange, which may be nil, sees them at each change and each second, one call at a time.
 func (f *Fleet) Follow(ctx context.Context, ids []int, onChange func([]Machine)) ([]Machine, error) {
 	w := &following{fleet: f, onChange: onChange, probing: map[int]bool{}, changed: make(chan struct{}, 1)}
 	for _, id := range ids {
@@ -54,9 +54,12 @@ func (f *Fleet) Follow(ctx context.Context, ids []int, onChange func([]Machine))
 		_, err := f.Client.WaitVMs(ctx, ids, w.settled, func(vms []api.VM) { w.see(ctx, vms) })
 		watched <- err
 	})
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
 	for {
 		select {
 		case <-w.changed:
+		case <-tick.C:
 		case err := <-watched:
 			// Machines that failed are told apart below; they need not end it for the others.
 			if err != nil && ctx.Err() == nil && !w.anyFailed() {
@@ -70,11 +73,14 @@ func (f *Fleet) Follow(ctx context.Context, ids []int, onChange func([]Machine))
 		if onChange != nil {
 			onChange(machines)
 		}
-		if !slices.ContainsFunc(machines, func(m Machine) bool { return !m.Done() }) {
+		if !slices.ContainsFunc(machines, unfinished) {
 			return machines, nil
 		}
 	}
 }
+
+// unfinished machines have something to come: an answer, or the moments of their stages.
+func unfinished(m Machine) bool { return !m.Done() || m.Err == nil && m.Timing.BootEnd == 0 }
 
 // settled ends the watch over a machine that runs and has all its moments, or has failed.
 func (w *following) settled(vm api.VM) (bool, error) {

@@ -106,7 +106,7 @@ func leftoversNow(before snapshot, r record) ([]Check, error) {
 	add("loop devices", func() ([]string, error) { return leftLoops(r.Name), nil })
 	add("control groups", func() ([]string, error) { return leftGroups(r.Name) })
 	add("sockets", func() ([]string, error) { return leftSockets(r.Name) })
-	add("files, network namespaces among them", func() ([]string, error) { return leftFiles(r.Name), nil })
+	add("files, network namespaces among them", func() ([]string, error) { return leftFiles(r), nil })
 	return checks, errors.Join(errs...)
 }
 
@@ -236,19 +236,27 @@ func leftSockets(name string) ([]string, error) {
 	return left, err
 }
 
+// leftDepth is how deep below its roots leftFiles looks.
+const leftDepth = 4
+
 // leftFiles looks where runs and the programs they use put things.
-func leftFiles(name string) []string {
+func leftFiles(r record) []string {
 	var left []string
+	if _, err := os.Lstat(r.Dir); err == nil && filepath.Dir(r.Dir) != os.TempDir() {
+		left = append(left, r.Dir)
+	}
 	for _, root := range []string{"/run", os.TempDir(), "/dev/shm", "/var/lib/lxc", "/var/log/lxc", "/var/lib/hayloft"} {
 		_ = filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 			if err != nil {
 				return nil
 			}
-			if strings.Contains(e.Name(), name) {
+			if strings.Contains(e.Name(), r.Name) {
 				left = append(left, path)
-				if e.IsDir() {
-					return fs.SkipDir
-				}
+			} else if strings.Count(path, "/")-strings.Count(root, "/") < leftDepth {
+				return nil
+			}
+			if e.IsDir() {
+				return fs.SkipDir
 			}
 			return nil
 		})

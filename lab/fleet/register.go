@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"hayloft/cloud"
-	"hayloft/hypervisor/qemu/tsc"
 	"hayloft/lab/golden"
 	"hayloft/server/api"
 )
@@ -85,11 +84,7 @@ func DefaultShape(n, cores int) Shape {
 func (f *Fleet) CreateTemplates(ctx context.Context, s Shape) error {
 	command := golden.CmdlinePC
 	if s.Chipset == "microvm" {
-		kHz, err := tsc.KHz()
-		if err != nil {
-			return err
-		}
-		command = golden.CmdlineMicrovm(kHz)
+		command = golden.Cmdline // it finds its interrupts in ACPI's tables
 	}
 	common := fmt.Sprintf("CPU=\"%.4f\" VCPU=\"1\"\nNIC=[NETWORK=%q]\nCONTEXT=[NETWORK=\"YES\", SSH_PUBLIC_KEY=%q, SET_HOSTNAME=\"$NAME\"]\n",
 		s.CPU, NetworkName, f.Prober.Key())
