@@ -18,8 +18,8 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"hayloft/internal/command"
 	"hayloft/hypervisor/qemu/tsc"
+	"hayloft/internal/command"
 	"hayloft/lab/labtest"
 )
 
