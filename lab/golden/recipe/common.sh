@@ -80,13 +80,14 @@ set_login() {
 # start_ssh: a clone of a saved disk is another machine, so it gets a host key of its own. An ECDSA key,
 # because with an Ed25519 key alone this dropbear offers RSA too and fails when a client prefers that.
 start_ssh() {
-	key=/etc/dropbear/host_ecdsa owner=
+	key=/etc/dropbear/host_ecdsa owner= self="${VMID:--} $name"
 	[ -r $key.owner ] && read -r owner <$key.owner
-	if [ ! -s $key ] || [ "$owner" != "$VMID $name" ]; then
-		rm -f $key $key.new
+	if [ ! -s $key ] || [ "$owner" != "$self" ]; then
+		# What a dropbearkey left that was cut off by a reset would make the next one fail.
+		rm -f $key $key.new*
 		dropbearkey -t ecdsa -s 256 -f $key.new >/dev/null 2>&1
 		mv $key.new $key
-		echo "$VMID $name" >$key.owner
+		echo "$self" >$key.owner
 	fi
 	dropbear -r $key $keys_only
 }
