@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/lab/golden"
@@ -49,10 +48,13 @@ func (l *life) kernelBoot(image, machine, command string) string {
 		image, machine, command, l.context())
 }
 
+// askBoot prints the kernel's boot and when process 1 began, which for a container is its own.
+const askBoot = "cat /proc/sys/kernel/random/boot_id; cut -d' ' -f22 /proc/1/stat"
+
 // boot tells one boot of a machine from another.
 func (l *life) boot(id int) string {
 	l.Helper()
-	return l.ssh(id, "cat /proc/sys/kernel/random/boot_id; cut -d' ' -f22 /proc/1/stat")
+	return l.ssh(id, askBoot)
 }
 
 func (l *life) expect(what, got, want string) {
@@ -148,18 +150,7 @@ func TestLifeOfAVirtualMachine(t *testing.T) {
 	}
 	l.through(id, "resume", "RUNNING")
 	l.expect("data after undeploy", l.ssh(id, "cat /root/data"), "precious")
-	for _, action := range []string{"reboot", "reboot-hard"} {
-		before := l.boot(id)
-		l.act(id, action)
-		l.eventually(action, func() error {
-			now, err := l.trySSH(id, "cat /proc/sys/kernel/random/boot_id; cut -d' ' -f22 /proc/1/stat")
-			if err == nil && now == before {
-				err = fmt.Errorf("it is still boot %s", now)
-			}
-			return err
-		})
-		l.reaches(id, "RUNNING")
-	}
+	l.reboots(id)
 	l.expect("data after reboots", l.ssh(id, "cat /root/data"), "precious")
 
 	l.saveWhileRunning(id)
@@ -178,6 +169,24 @@ func TestLifeOfAVirtualMachine(t *testing.T) {
 	l.says("vm log", l.must("vm", "log", made[0]), "tiny: web-0 ready at "+address)
 	l.through(id, "terminate", "DONE")
 	l.nothingOnHost()
+}
+
+// reboots asks for both kinds of reboots; each ends in another boot.
+func (l *life) reboots(id int) {
+	l.Helper()
+	for _, action := range []string{"reboot", "reboot-hard"} {
+		before := l.boot(id)
+		l.Logf("vm %d: %s", id, action)
+		l.act(id, action)
+		l.eventually(action, func() error {
+			now, err := l.trySSH(id, askBoot)
+			if err == nil && now == before {
+				err = fmt.Errorf("it is still boot %s", now)
+			}
+			return err
+		})
+		l.reaches(id, "RUNNING")
+	}
 }
 
 func (l *life) uptime(id int) float64 {
@@ -301,18 +310,7 @@ func TestLifeOfAContainer(t *testing.T) {
 			t.Errorf("%s and resume did not boot it anew", way.action)
 		}
 	}
-	for _, action := range []string{"reboot", "reboot-hard"} {
-		before := l.boot(id)
-		l.act(id, action)
-		l.eventually(action, func() error {
-			now, err := l.trySSH(id, "cat /proc/sys/kernel/random/boot_id; cut -d' ' -f22 /proc/1/stat")
-			if err == nil && now == before {
-				err = fmt.Errorf("it is still boot %s", now)
-			}
-			return err
-		})
-		l.reaches(id, "RUNNING")
-	}
+	l.reboots(id)
 	l.saveWhileRunning(id)
 	l.through(id, "poweroff-hard", "POWEROFF")
 	l.saveWhileOff(id)
@@ -320,6 +318,7 @@ func TestLifeOfAContainer(t *testing.T) {
 	l.deploySaved("saved-running", "saved-off", func(image string) string {
 		return strings.ReplaceAll(l.containerText(), "tiny-ct", image)
 	})
+	l.ssh(id, "setsid sh -i </dev/console >/dev/console 2>&1 &") // tiny has nobody on a container's console
 	l.console(id)
 	l.says("vm log", l.must("vm", "log", name), "tiny: ct ready at "+address)
 	l.through(id, "terminate", "DONE")
@@ -373,6 +372,3 @@ func TestPersistentImage(t *testing.T) {
 	l.through(again, "terminate-hard", "DONE")
 	l.nothingOnHost()
 }
-
-// settleTime is how long a machine that should stay as it is gets to do something else.
-const settleTime = 300 * time.Millisecond

@@ -26,7 +26,7 @@ import (
 )
 
 // patience is how long anything may take on a machine that others use too.
-const patience = 3 * time.Minute
+const patience = 1 * time.Minute
 
 // hostName is the one host of a product under test.
 const hostName = "lab"
@@ -168,6 +168,7 @@ func (p *product) takeDown() {
 	defer cancel()
 	if p.Failed() {
 		p.Logf("the end of the log:\n%s", p.logTail(60))
+		p.showConsoles()
 	}
 	if p.client != nil {
 		p.client.Close()
@@ -212,6 +213,17 @@ func (p *product) logTail(lines int) string {
 	text, _ := os.ReadFile(p.logFile())
 	all := strings.Split(strings.TrimSpace(string(text)), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+// showConsoles logs what the machines that are there have said last, from their files.
+func (p *product) showConsoles() {
+	for _, dir := range p.machineDirs() {
+		logs, _ := filepath.Glob(filepath.Join(dir, "*", "console.log"))
+		for _, path := range logs {
+			text, _ := os.ReadFile(path)
+			p.Logf("%s: %q", path, text[max(0, len(text)-1000):])
+		}
+	}
 }
 
 // child finds the server or the agent below `hayloft up`; 0 when it is not there at this moment.
