@@ -208,6 +208,14 @@ func (b *builder) place(mark complete, index []byte) error {
 		return err
 	}
 	b.part = ""
+	if err := b.mark(mark, index); err != nil {
+		return errors.Join(err, b.displace())
+	}
+	return nil
+}
+
+// mark writes what makes the content in its place a base.
+func (b *builder) mark(mark complete, index []byte) error {
 	if index != nil {
 		if err := writeDurable(filepath.Join(b.dir, "index"), index, 0o400); err != nil {
 			return err
@@ -221,6 +229,19 @@ func (b *builder) place(mark complete, index []byte) error {
 		return err
 	}
 	return syncDir(b.store.baseRoot())
+}
+
+// displace takes away what place has put there: unmarked, nobody would count it or make room of it.
+func (b *builder) displace() error {
+	paths := []string{completeName(b.kind), string(b.kind)} // the mark first, as in evict
+	if b.kind == localstore.Data {
+		paths = append(paths, "index")
+	}
+	var errs []error
+	for _, path := range paths {
+		errs = append(errs, removeTree(filepath.Join(b.dir, path)))
+	}
+	return errors.Join(errs...)
 }
 
 func (b *builder) Abort() error {

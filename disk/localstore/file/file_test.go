@@ -115,6 +115,31 @@ func TestBaseIsThereOnlyWhenMarked(t *testing.T) {
 	}
 }
 
+// A base that cannot be marked, as on a full disk, leaves nothing that takes up room.
+func TestBaseThatCannotBeMarkedIsGone(t *testing.T) {
+	s := open(t, 0)
+	b, err := s.Build(t.Context(), digest, localstore.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := s.dir(digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "index", "in the way"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Commit(t.Context(), []byte("index")); err == nil {
+		t.Error("Commit writes over what is in its way")
+	}
+	if err := b.Abort(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("the base's directory is still there: %v", err)
+	}
+}
+
 func TestTwoBuildersOneBase(t *testing.T) {
 	s := open(t, 0)
 	for range 2 {
