@@ -101,6 +101,8 @@ func (o options) check() error {
 		return fmt.Errorf("-kind %q: want qemu or lxc", o.kind)
 	case o.order != hayloftFirst && o.order != floorFirst && o.order != alternate:
 		return fmt.Errorf("-order %q: want %s, %s or %s", o.order, hayloftFirst, floorFirst, alternate)
+	case o.keep && o.binary == "":
+		return errors.New("-keep needs -hayloft: a program built for this run goes with it")
 	case o.runs < 1 || o.concurrency < 1:
 		return errors.New("-runs and -concurrency must be at least 1")
 	}

@@ -157,7 +157,7 @@ func printTable(o outcome) {
 		row("machines that answered", "%d", func(r *result) any { return r.Answered })
 		row("CPU of the machines", "%.1f s", func(r *result) any { return r.CPU.Machines })
 		row("CPU of hayloft", "%.1f s", func(r *result) any { return r.CPU.Hayloft })
-		row("CPU of all on this computer", "%.1f s", func(r *result) any { return r.CPU.Host })
+		row("CPU of others (prober, strangers)", "%.1f s", func(r *result) any { return r.CPU.Host - r.CPU.Machines - r.CPU.Hayloft })
 		if m.Ratio > 0 {
 			fmt.Printf("%-34s %12.3f\n", "wall time, hayloft / floor", m.Ratio)
 		}
