@@ -48,6 +48,9 @@ type Config struct {
 	Prepares int // disk preparations at a time; 0: twice the cores
 	Starts   int // starts of domains at a time; 0: DefaultStarts
 	Stops    int // ends of domains at a time; 0: DefaultStops
+	// BootCores is how many cores machines that boot may want together before the next one waits for its
+	// turn. 0: twice the cores; negative: no pacing.
+	BootCores float64
 
 	// Dial replaces the network connection to the server. Nil: TCP.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
@@ -71,6 +74,7 @@ type Agent struct {
 	records *records
 	listers map[string]*lister
 	slots   slots
+	boots   *boots
 
 	ctx context.Context // of Run, for workers
 	wg  sync.WaitGroup  // everything that Run started
@@ -144,6 +148,7 @@ func New(cfg Config) (*Agent, error) {
 			stop:    make(chan struct{}, cfg.Stops),
 		},
 	}
+	a.boots = newBoots(cfg.BootCores)
 	for name, driver := range cfg.Hypervisors {
 		a.listers[name] = &lister{driver: driver}
 	}
@@ -173,6 +178,9 @@ func (c *Config) complete() error {
 		if *value <= 0 {
 			*value = standard
 		}
+	}
+	if c.BootCores == 0 {
+		c.BootCores = bootFactor * float64(runtime.NumCPU())
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -222,6 +230,7 @@ func (a *Agent) open(ctx context.Context) error {
 	}
 	a.own(func() { a.sweep(ctx) })
 	a.own(func() { a.sample(ctx) })
+	a.own(func() { a.boots.run(ctx) })
 	for _, vm := range slices.Sorted(maps.Keys(a.machines)) {
 		a.kick(vm)
 	}

@@ -175,6 +175,17 @@ func (p *pass) boot(ctx context.Context, prepared disk.Prepared) (err error) {
 		return err
 	}
 	p.show(wire.Phase_PHASE_BOOTING)
+	if demander, ok := p.driver.(hypervisor.Demander); ok && !p.want.Restore {
+		demand := func(ctx context.Context) (hypervisor.Demand, error) { return demander.Demand(ctx, p.id()) }
+		if err := p.boots.enter(ctx, p.vm(), demand); err != nil {
+			return err
+		}
+		defer func() {
+			if err != nil {
+				p.boots.left(p.vm())
+			}
+		}()
+	}
 	giveBack, err := hold(ctx, p.slots.start)
 	if err != nil {
 		return err
@@ -214,6 +225,7 @@ func (p *pass) boot(ctx context.Context, prepared disk.Prepared) (err error) {
 		}
 		return err
 	}
+	p.boots.started(p.vm())
 	return p.note(ctx, "note started", func(r *reached) {
 		now := time.Now().UnixNano()
 		r.Domain, r.RunEpoch, r.Timing.BootEnd, r.Timing.End = running, p.want.Epoch, now, now

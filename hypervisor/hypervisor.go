@@ -153,6 +153,17 @@ type Meter interface {
 	Usage(ctx context.Context, id int) (Usage, error)
 }
 
+// Demand is the processor time a machine has had and the time it has waited for some, in seconds since its
+// start, over all its threads. A machine that is busy gains one second a second for each busy thread,
+// however many others compete.
+type Demand struct{ Ran, Waited float64 }
+
+// Demander is a driver whose machines' boots take processor time that is worth pacing, and that can tell
+// how much of it they want.
+type Demander interface {
+	Demand(ctx context.Context, id int) (Demand, error)
+}
+
 // Freezer is a driver that can stop a running machine's disks for the time of fn, so that a consistent
 // copy can be taken (disk-saveas of a running machine).
 type Freezer interface {

@@ -42,6 +42,7 @@ type agentFlags struct {
 	gid         int
 	prepares    int
 	starts      int
+	bootCores   float64
 	logLevel    string
 }
 
@@ -60,6 +61,7 @@ func (f *agentFlags) register(cmd *cobra.Command) {
 	flags.IntVar(&f.gid, "gid", 0, "group of all machines; 0: a number above all others")
 	flags.IntVar(&f.prepares, "prepares", 0, "disks prepared at a time; 0: twice the cores")
 	flags.IntVar(&f.starts, "starts", 0, "machines started at a time; 0: 8")
+	flags.Float64Var(&f.bootCores, "boot-cores", 0, "cores that booting machines may want together before the next waits; 0: twice the cores, -1: no pacing")
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 }
 
@@ -124,7 +126,7 @@ const lockLimit = 30 * time.Second
 // The function that it returns closes the drivers and lets another agent begin.
 func (f *agentFlags) config(ctx context.Context, log *slog.Logger) (agent.Config, func(), error) {
 	cfg := agent.Config{Name: f.name, StateDir: f.stateDir, Server: f.server, Token: f.token, Version: version, Log: log,
-		CPU: f.cpu, Memory: f.memoryMB << 20, UIDBase: f.uidBase, GID: f.gid, Prepares: f.prepares, Starts: f.starts}
+		CPU: f.cpu, Memory: f.memoryMB << 20, UIDBase: f.uidBase, GID: f.gid, Prepares: f.prepares, Starts: f.starts, BootCores: f.bootCores}
 	if cfg.GID == 0 {
 		cfg.GID = agent.DefaultGID
 	}

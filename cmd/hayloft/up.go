@@ -123,8 +123,10 @@ func (f *upFlags) agentArgs() []string {
 			args = append(args, flag, strconv.FormatInt(value, 10))
 		}
 	}
-	if a.cpu != 0 {
-		args = append(args, "--cpu", strconv.FormatFloat(a.cpu, 'f', -1, 64))
+	for flag, value := range map[string]float64{"--cpu": a.cpu, "--boot-cores": a.bootCores} {
+		if value != 0 {
+			args = append(args, flag+"="+strconv.FormatFloat(value, 'f', -1, 64))
+		}
 	}
 	for _, h := range a.hypervisors {
 		args = append(args, "--hypervisors", h)
