@@ -68,10 +68,16 @@ func (p *pass) run(ctx context.Context) {
 	if err == nil || ctx.Err() != nil {
 		return
 	}
-	if errors.Is(err, errUnsure) {
-		p.leaveUnsure(err)
-		return
+	if !errors.Is(err, errUnsure) {
+		err = p.fail(ctx, err)
 	}
+	if err != nil && ctx.Err() == nil {
+		p.leaveUnsure(err)
+	}
+}
+
+// fail keeps and shows a failure. Saves of disks that were asked for get their results nevertheless.
+func (p *pass) fail(ctx context.Context, err error) error {
 	step := wire.Step_STEP_UNSPECIFIED
 	if e := (*stepError)(nil); errors.As(err, &e) {
 		step = e.step
@@ -79,10 +85,10 @@ func (p *pass) run(ctx context.Context) {
 	p.r.Failure = &failure{step, err.Error(), fault.ClassOf(err).String()}
 	if err := p.keep(); err != nil {
 		p.r.Failure = nil
-		p.leaveUnsure(err)
-		return
+		return err
 	}
 	p.show(wire.Phase_PHASE_FAILED)
+	return p.saveDisks(ctx)
 }
 
 // errUnsure marks that the agent could not look at the domain or keep its record: no failure of the
@@ -103,7 +109,7 @@ func (p *pass) converge(ctx context.Context) error {
 		over, err := p.failureIsOver(ctx)
 		if err != nil || !over {
 			p.show(wire.Phase_PHASE_FAILED)
-			return nil
+			return p.saveDisks(ctx) // whatever has failed, its disks are here
 		}
 		p.r.Failure = nil
 	}

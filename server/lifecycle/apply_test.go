@@ -180,11 +180,17 @@ func TestOrdersStayConsistent(t *testing.T) {
 				_ = Place(&vm, cloud.Host{ID: 3, Name: "h"}, at)
 			} else if events := cloud.Events(vm.Phase()); len(events) > 0 {
 				e := rapid.SampledFrom(events).Draw(t, "event")
+				if e == cloud.EventSaveas && vm.HostID < 0 {
+					continue // operation refuses it
+				}
 				if e == cloud.EventDeploy || e == cloud.EventDeployStopped || e == cloud.EventDeployUndeployed {
 					continue // only Place deploys
 				}
 				if err := Apply(&vm, e, at); err != nil {
 					t.Fatalf("%v in %v: %v", e, vm.Phase(), err)
+				}
+				if vm.LCM == cloud.LCMEpilog && vm.HostID < 0 { // as operation does, which knows the hosts
+					vm.HostID, vm.Orders.Goal = 0, GoalGone
 				}
 			}
 			if vm.Orders.Epoch < epoch {
@@ -197,8 +203,7 @@ func TestOrdersStayConsistent(t *testing.T) {
 			if vm.State == cloud.StateDone && vm.HostID >= 0 && vm.Orders.Goal != GoalGone {
 				t.Fatalf("DONE on host %d with goal %q", vm.HostID, vm.Orders.Goal)
 			}
-			if vm.State == cloud.StateActive && !vm.LCM.Failure() && vm.HostID < 0 && vm.LCM != cloud.LCMEpilog &&
-				vm.LCM != cloud.LCMHotplugSaveasStopped && vm.LCM != cloud.LCMHotplugSaveasUndeployed {
+			if vm.State == cloud.StateActive && !vm.LCM.Failure() && vm.HostID < 0 {
 				t.Fatalf("%v without a host", vm.Phase())
 			}
 		}
@@ -220,5 +225,24 @@ func TestMachineThatDiesWhileItsDiskIsSaved(t *testing.T) {
 	ApplyReport(&vm, r, at)
 	if vm.Phase() != cloud.Active(cloud.LCMUnknown) {
 		t.Fatalf("when saving is over: %v", vm.Phase())
+	}
+}
+
+func TestMachineThatIsNotStartedAgainAfterAFailedSave(t *testing.T) {
+	for _, step := range []wire.Step{wire.Step_STEP_PREPARE, wire.Step_STEP_BOOT} {
+		vm := running(t)
+		must(t, &vm, cloud.EventSuspend)
+		r := report(&vm, wire.Phase_PHASE_FAILED)
+		r.FailedStep, r.Error = wire.Step_STEP_SAVE, "it died"
+		ApplyReport(&vm, r, at)
+		if vm.Phase() != cloud.Active(cloud.LCMRunning) || vm.Orders.Goal != GoalRunning {
+			t.Fatalf("after the save: %v, %+v", vm.Phase(), vm.Orders)
+		}
+		r = report(&vm, wire.Phase_PHASE_FAILED)
+		r.FailedStep, r.Error = step, "no start"
+		ApplyReport(&vm, r, at)
+		if vm.Phase() != cloud.Active(cloud.LCMUnknown) || vm.Error != "no start" {
+			t.Errorf("%v: %v, %q", step, vm.Phase(), vm.Error)
+		}
 	}
 }

@@ -22,9 +22,10 @@ var implied = map[wire.Phase][]cloud.Event{
 	wire.Phase_PHASE_CRASHED:   {cloud.EventPrologDone, cloud.EventBootFailed, cloud.EventLost, cloud.EventShutdownDone},
 }
 
+// A machine that should run on, after a save that failed, and could not be started again is lost.
 var impliedByFailure = map[wire.Step][]cloud.Event{
-	wire.Step_STEP_PREPARE:  {cloud.EventPrologFailed},
-	wire.Step_STEP_BOOT:     {cloud.EventPrologDone, cloud.EventBootFailed},
+	wire.Step_STEP_PREPARE:  {cloud.EventPrologFailed, cloud.EventLost},
+	wire.Step_STEP_BOOT:     {cloud.EventPrologDone, cloud.EventBootFailed, cloud.EventLost},
 	wire.Step_STEP_SHUTDOWN: {cloud.EventShutdownRefused},
 	wire.Step_STEP_SAVE:     {cloud.EventSaveFailed},
 	wire.Step_STEP_STASH:    {cloud.EventShutdownDone, cloud.EventSaveDone, cloud.EventEpilogFailed},
