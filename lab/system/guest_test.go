@@ -97,20 +97,22 @@ func (p *product) trySSH(id int, command string) (string, error) {
 	return strings.TrimSpace(string(said)), nil
 }
 
-// consoleLog is what a machine has written to its console.
+// consoleLog is what a machine has written to its console since it was put where it is.
 func (p *product) consoleLog(id int) string {
 	p.Helper()
-	ctx, cancel := context.WithTimeout(p.ctx, patience)
-	defer cancel()
-	tunnel, err := p.client.Tunnel(ctx, id, client.TunnelConsoleLog, 0)
-	if err != nil {
-		p.Fatalf("console log of vm %d: %v", id, err)
-	}
-	defer tunnel.Close()
 	var text bytes.Buffer
-	if _, err := text.ReadFrom(tunnel); err != nil {
-		p.Fatalf("console log of vm %d: %v", id, err)
-	}
+	p.eventually(fmt.Sprintf("console log of vm %d", id), func() error {
+		ctx, cancel := context.WithTimeout(p.ctx, patience)
+		defer cancel()
+		text.Reset()
+		tunnel, err := p.client.Tunnel(ctx, id, client.TunnelConsoleLog, 0)
+		if err != nil {
+			return err // its agent or the server has just been killed, perhaps
+		}
+		defer tunnel.Close()
+		_, err = text.ReadFrom(tunnel)
+		return err
+	})
 	return text.String()
 }
 
