@@ -26,7 +26,7 @@ import (
 )
 
 // patience is how long anything may take on a machine that others use too.
-const patience = 1 * time.Minute
+const patience = 2 * time.Minute
 
 // hostName is the one host of a product under test.
 const hostName = "lab"

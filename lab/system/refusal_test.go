@@ -73,10 +73,15 @@ func (a *astray) files() []string {
 				return err
 			}
 			info, err := e.Info()
-			if err == nil {
-				list = append(list, fmt.Sprintf("%s %d", path, info.Size()))
+			if err != nil {
+				return err
 			}
-			return err
+			size := info.Size()
+			if e.Name() == "console.log" {
+				size = 0 // a machine that runs may talk
+			}
+			list = append(list, fmt.Sprintf("%s %d", path, size))
+			return nil
 		})
 		if err != nil {
 			a.Fatal(err)
