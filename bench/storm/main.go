@@ -46,7 +46,7 @@ func main() {
 	flag.StringVar(&o.kind, "kind", "qemu", "qemu or lxc")
 	flag.StringVar(&o.order, "order", "alternate", "hayloft-first, floor-first, or alternate from run to run")
 	flag.IntVar(&o.runs, "runs", 1, "how often both are measured")
-	flag.IntVar(&o.concurrency, "concurrency", 8, "machines started at a time")
+	flag.IntVar(&o.concurrency, "concurrency", 8, "machines started at a time, by both; Hayloft paces boots besides")
 	flag.StringVar(&o.chipset, "chipset", "pc", "of virtual machines: pc, q35 or microvm")
 	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "how long the machines of one measurement may take to answer")
 	flag.BoolVar(&o.floor, "floor", true, "measure the floor too")
