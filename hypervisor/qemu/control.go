@@ -145,7 +145,8 @@ func (d *Driver) Remove(ctx context.Context, id int) error {
 	if dom == nil {
 		return nil
 	}
-	if err := d.kill(ctx, dom, outcome{hypervisor.Off, "removed"}); err != nil {
+	// If we die half-way, whoever finds it must not take it for a machine that was switched off.
+	if err := d.kill(ctx, dom, outcome{hypervisor.Crashed, "removed"}); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(dom.record().runtimeDir()); err != nil {
