@@ -167,7 +167,7 @@ func (p *product) takeDown() {
 	ctx, cancel := context.WithTimeout(p.ctx, patience)
 	defer cancel()
 	if p.Failed() {
-		p.Logf("the end of the log:\n%s", p.logTail(60))
+		p.Logf("the end of the log:\n%s", p.logTail(400))
 		p.showConsoles()
 	}
 	if p.client != nil {
