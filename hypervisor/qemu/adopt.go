@@ -36,7 +36,9 @@ func (d *Driver) adoptAll() error {
 			return fmt.Errorf("qemu driver: record %s is damaged: %w", path, err)
 		}
 		dom := newDomain(r)
+		d.mu.Lock()
 		d.domains[r.ID] = dom
+		d.mu.Unlock()
 		room <- struct{}{}
 		group.Go(func() {
 			defer func() { <-room }()
@@ -69,6 +71,12 @@ func (d *Driver) adopt(dom *domain) error {
 		}
 	}
 	dom.mu.Lock()
+	if p == nil && r.Phase == starting {
+		dom.mu.Unlock()
+		d.removeGroup(dom.id)
+		d.reap(r.PID)
+		return d.neverStarted(dom)
+	}
 	if p == nil {
 		d.removeGroup(dom.id)
 		o := r.Ending
@@ -88,7 +96,13 @@ func (d *Driver) adopt(dom *domain) error {
 	dom.mu.Unlock()
 	ctx, cancel := context.WithTimeout(d.ctx, commandLimit)
 	defer cancel()
-	if interruptedStart || ending {
+	if interruptedStart {
+		if err := d.kill(ctx, dom, dom.record().Ending); err != nil {
+			return err // listed as crashed when it is gone
+		}
+		return d.neverStarted(dom)
+	}
+	if ending {
 		return d.kill(ctx, dom, r.Ending)
 	}
 	d.log.Info("domain adopted", "domain", dom.id, "pid", p.pid)
@@ -96,6 +110,22 @@ func (d *Driver) adopt(dom *domain) error {
 		// Its process lives, so it is a running domain; operations will say what is wrong.
 		d.log.Warn("adopted domain does not answer", "domain", dom.id, "err", err)
 	}
+	return nil
+}
+
+// neverStarted takes away what an interrupted Start left: its guest has run nothing, so that whoever asked for
+// it may ask again, also with the same saved memory.
+func (d *Driver) neverStarted(dom *domain) error {
+	if err := os.RemoveAll(dom.record().runtimeDir()); err != nil {
+		return err
+	}
+	if err := d.forget(dom.id); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	delete(d.domains, dom.id)
+	d.mu.Unlock()
+	d.log.Info("interrupted start cleared away", "domain", dom.id)
 	return nil
 }
 
