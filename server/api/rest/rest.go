@@ -3,12 +3,14 @@
 package rest
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
 	"net/http"
 	"strconv"
+	"time"
 
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
@@ -50,10 +52,21 @@ func (s *Server) Handler() http.Handler {
 
 const maxBody = 4 << 20
 
+// patience bounds a request: an operation takes milliseconds, so one that takes this long waits for a store
+// that does not answer.
+const patience = 20 * time.Second
+
 func (s *Server) answer(h handler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeoutCause(r.Context(), patience,
+			fault.Errorf(fault.Unavailable, "the server's store does not answer; what was asked may or may not happen"))
+		defer cancel()
+		r = r.WithContext(ctx)
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		value, err := h(r)
+		if err != nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		if err != nil {
 			s.fail(w, r, err)
 			return
