@@ -215,3 +215,16 @@ func TestProbeOfNobody(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestWhoeverLooksAroundIsNoLeftover(t *testing.T) {
+	const name = "hayloft-demo-abc"
+	for environment, want := range map[string]bool{
+		"A=1\x00HAYLOFT_ENDPOINT=unix:///tmp/hayloft-demo-abc/api.sock\x00PWD=/tmp/hayloft-demo-abc\x00": false,
+		"A=1\x00HAYLOFT_NETNS=hayloft-demo-abc\x00":                                                      true,
+		"": false,
+	} {
+		if got := bears(environment, name); got != want {
+			t.Errorf("%q: %v", environment, got)
+		}
+	}
+}

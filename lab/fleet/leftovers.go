@@ -123,15 +123,30 @@ func (r record) leftProcesses() []string {
 			continue
 		}
 		marked := r.Inode != 0 && p.netns == r.Inode || strings.Contains(p.line, r.Name)
-		for _, file := range []string{"environ", "cgroup"} {
-			text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/%s", p.pid, file))
-			marked = marked || strings.Contains(string(text), r.Name)
-		}
+		groups, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.pid))
+		environment, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.pid))
+		marked = marked || strings.Contains(string(groups), r.Name) || bears(string(environment), r.Name)
 		if marked {
 			left = append(left, p.String())
 		}
 	}
 	return left
+}
+
+// bears reports whether an environment holds the name, other than where a person who looks around has it: in
+// the endpoint that the demo tells to export, and in the working directory.
+func bears(environment, name string) bool {
+	for entry := range strings.SplitSeq(environment, "\x00") {
+		variable, value, _ := strings.Cut(entry, "=")
+		switch variable {
+		case "HAYLOFT_ENDPOINT", "PWD", "OLDPWD", "_":
+			continue
+		}
+		if strings.Contains(value, name) {
+			return true
+		}
+	}
+	return false
 }
 
 // leftLinks are links of the machine's own network that bear the name, and bridges, taps and veths that are new.

@@ -22,11 +22,6 @@ func (s *Server) vmView(vm cloud.VM) api.VM {
 			v.HostName = h.Name
 		}
 	}
-	if vm.Graphics != nil && vm.Graphics.Password != "" {
-		g := *vm.Graphics
-		g.Password = "***"
-		v.Graphics = &g
-	}
 	return v
 }
 
