@@ -50,6 +50,7 @@ type reached struct {
 	StopSince  int64 // Unix nanoseconds of the first request to power off
 	Reboot     uint64
 	Saves      map[uint64]*saveResult
+	SavingDisk uint64          // operation whose save was begun last
 	Sizes      map[int32]int64 // of disks as last prepared, as the assignment gave them
 	DropStash  bool            // disks came from the stash, which is still there
 	Restoring  bool            // the last start continued saved memory

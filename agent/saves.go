@@ -10,7 +10,7 @@ import (
 )
 
 // saveDisks does the disk saves that have no result yet, one after the other. A result is remembered until
-// the server no longer lists its operation. An agent that dies on the way saves again, over the same name.
+// the server no longer lists its operation. An agent that dies on the way saves again, unless it had finished.
 func (p *pass) saveDisks(ctx context.Context) error {
 	for _, save := range p.want.Saves {
 		if p.r.Saves[save.Operation] != nil || p.r.Disks != ready {
@@ -43,6 +43,11 @@ func (p *pass) saveDisks(ctx context.Context) error {
 	return nil
 }
 
+// savedWay is a disk.Way that can tell what a save gave whose end was not recorded.
+type savedWay interface {
+	SavedAs(ctx context.Context, spec disk.Spec, from disk.Repository, name string) (disk.Saved, error)
+}
+
 func (p *pass) saveDisk(ctx context.Context, save *wire.SaveDisk) (saved disk.Saved, err error) {
 	var source *wire.Disk
 	for _, d := range p.want.GetMachine().GetDisks() {
@@ -58,9 +63,17 @@ func (p *pass) saveDisk(ctx context.Context, save *wire.SaveDisk) (saved disk.Sa
 		return saved, err
 	}
 	defer giveBack()
+	again := p.r.SavingDisk == save.Operation
+	if err := p.note(ctx, "note saving disk", func(r *reached) { r.SavingDisk = save.Operation }); err != nil {
+		return saved, err
+	}
 	copied := func() error {
 		return p.step(ctx, "save disk", func() (err error) {
-			saved, err = p.cfg.Way.SaveAs(ctx, p.id(), p.dir(), spec(source, p.needs().tree), repository(save.Repository), save.Name, p.progressOf(save))
+			to, spec := repository(save.Repository), spec(source, p.needs().tree)
+			saved, err = p.cfg.Way.SaveAs(ctx, p.id(), p.dir(), spec, to, save.Name, p.progressOf(save))
+			if way, ok := p.cfg.Way.(savedWay); ok && again && fault.Is(err, fault.Exists) {
+				saved, err = way.SavedAs(ctx, spec, to, save.Name)
+			}
 			return err
 		})
 	}

@@ -40,6 +40,39 @@ func (w *Way) SaveAs(ctx context.Context, machine int, dir string, spec disk.Spe
 	return saved, nil
 }
 
+// SavedAs is the result of a SaveAs that was done, for one who did not live to hear it. Errors: fault.NotFound
+// when there is no such object.
+func (w *Way) SavedAs(ctx context.Context, spec disk.Spec, from disk.Repository, name string) (disk.Saved, error) {
+	fail := func(err error) (disk.Saved, error) {
+		return disk.Saved{}, fmt.Errorf("disk %d: saved as %s: %w", spec.ID, name, err)
+	}
+	repo, err := w.open(from)
+	if err != nil {
+		return fail(err)
+	}
+	info, err := repo.Stat(ctx, name)
+	if err != nil {
+		return fail(err)
+	}
+	src, err := repo.Open(ctx, image.IndexName(name))
+	if err != nil {
+		return fail(err)
+	}
+	defer src.Close()
+	index, err := image.ReadIndex(src, src.Size(), "")
+	if err != nil {
+		return fail(err)
+	}
+	if info.Size != index.Length() {
+		return fail(fault.Errorf(fault.Corrupt, "%d bytes instead of %d", info.Size, index.Length()))
+	}
+	format := image.Raw
+	if spec.Tree {
+		format = image.TarGzip
+	}
+	return disk.Saved{Digest: index.Digest(), Size: index.Length(), Format: string(format)}, nil
+}
+
 func (w *Way) saveAs(ctx context.Context, machine, id int, to disk.Repository, name string, report func(done, total int64)) (_ disk.Saved, err error) {
 	if err := image.CheckName(name); err != nil {
 		return disk.Saved{}, err

@@ -405,6 +405,12 @@ func TestTreeIsUnpackedOnceAndSaved(t *testing.T) {
 	if _, err := b.way.SaveAs(t.Context(), 1, b.dir(1), spec, b.repository, "saved", nil); !fault.Is(err, fault.Exists) {
 		t.Error(err)
 	}
+	if heard, err := b.way.SavedAs(t.Context(), spec, b.repository, "saved"); err != nil || heard != saved {
+		t.Errorf("what is there: %+v, %v, want %+v", heard, err, saved)
+	}
+	if _, err := b.way.SavedAs(t.Context(), spec, b.repository, "never"); !fault.Is(err, fault.NotFound) {
+		t.Error(err)
+	}
 	again := b.prepare(b.request(3, disk.Spec{Tree: true, Image: &disk.Image{ID: 6, Name: "saved", Repository: b.repository, Source: "saved",
 		Format: saved.Format, Digest: saved.Digest, Size: saved.Size}})).Devices[0]
 	if got, err := os.ReadFile(again.Lower + "/new"); string(got) != "written" {
