@@ -6,6 +6,7 @@ import (
 
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
+	"hayloft/cloud/template"
 	"hayloft/server/api"
 	"hayloft/server/operation"
 )
@@ -45,7 +46,7 @@ func (s *Server) createVMs(r *http.Request) (any, error) {
 			return nil, err
 		}
 	}
-	if request.Text, err = parse(body.Text); err != nil {
+	if request.Text, err = template.Parse(body.Text); err != nil {
 		return nil, err
 	}
 	ids, err := s.Ops.CreateVMs(r.Context(), request)

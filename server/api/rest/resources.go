@@ -1,10 +1,11 @@
 package rest
 
 import (
+	"context"
 	"net/http"
 
 	"hayloft/cloud"
-	"hayloft/cloud/fault"
+	"hayloft/cloud/template"
 	"hayloft/server/api"
 )
 
@@ -36,38 +37,47 @@ func (s *Server) resources(handle route) {
 	handle("GET /v1/hosts", func(*http.Request) (any, error) { return views(s.Inv.AllHosts(), s.hostView), nil })
 	handle("GET /v1/hosts/{ref}", show(s.hostRef, s.Inv.Host, s.hostView))
 	handle("POST /v1/hosts", s.createHost)
-	handle("PUT /v1/hosts/{ref}", one(s.hostRef, s.updateHost))
+	handle("PUT /v1/hosts/{ref}", one(s.hostRef, updated(s.Ops.UpdateHost)))
 	handle("DELETE /v1/hosts/{ref}", drop(s.hostRef, func(r *http.Request, id int) error { return s.Ops.DeleteHost(r.Context(), id) }))
 	handle("POST /v1/hosts/{ref}/status", one(s.hostRef, s.hostStatus))
 	handle("POST /v1/hosts/{ref}/token", one(s.hostRef, s.hostToken))
 
 	handle("GET /v1/clusters", func(*http.Request) (any, error) { return views(s.Inv.AllClusters(), s.clusterView), nil })
 	handle("GET /v1/clusters/{ref}", show(s.clusterRef, s.Inv.Cluster, s.clusterView))
-	handle("POST /v1/clusters", s.createCluster)
+	handle("POST /v1/clusters", s.made(func(ctx context.Context, t template.Template, _ api.Create, _ int) (int, error) {
+		name, _ := t.Get("NAME")
+		return s.Ops.CreateCluster(ctx, name)
+	}))
 	handle("DELETE /v1/clusters/{ref}", drop(s.clusterRef, func(r *http.Request, id int) error { return s.Ops.DeleteCluster(r.Context(), id) }))
 
 	handle("GET /v1/datastores", func(*http.Request) (any, error) { return views(s.Inv.AllDatastores(), s.datastoreView), nil })
 	handle("GET /v1/datastores/{ref}", show(s.datastoreRef, s.Inv.Datastore, s.datastoreView))
-	handle("POST /v1/datastores", s.createDatastore)
+	handle("POST /v1/datastores", s.made(func(ctx context.Context, t template.Template, _ api.Create, cluster int) (int, error) {
+		return s.Ops.CreateDatastore(ctx, t, cluster)
+	}))
 	handle("DELETE /v1/datastores/{ref}", drop(s.datastoreRef, func(r *http.Request, id int) error { return s.Ops.DeleteDatastore(r.Context(), id) }))
 
 	handle("GET /v1/images", s.listImages)
 	handle("GET /v1/images/{ref}", one(s.imageRef, func(_ *http.Request, id int) (any, error) {
 		return viewed(s.Inv.Image, func(i cloud.Image) api.Image { return s.imageView(i, s.Ops.ImageUsers(id)) }, id)
 	}))
-	handle("POST /v1/images", s.createImage)
+	handle("POST /v1/images", s.made(s.createImage))
 	handle("DELETE /v1/images/{ref}", drop(s.imageRef, func(r *http.Request, id int) error { return s.Ops.DeleteImage(r.Context(), id) }))
 	handle("POST /v1/images/{ref}/persistent", one(s.imageRef, s.persistent))
 
 	handle("GET /v1/templates", func(*http.Request) (any, error) { return views(s.Inv.AllTemplates(), templateView), nil })
 	handle("GET /v1/templates/{ref}", show(s.templateRef, s.Inv.Template, templateView))
-	handle("POST /v1/templates", s.createTemplate)
-	handle("PUT /v1/templates/{ref}", one(s.templateRef, s.updateTemplate))
+	handle("POST /v1/templates", s.made(func(ctx context.Context, t template.Template, _ api.Create, _ int) (int, error) {
+		return s.Ops.CreateTemplate(ctx, t)
+	}))
+	handle("PUT /v1/templates/{ref}", one(s.templateRef, updated(s.Ops.UpdateTemplate)))
 	handle("DELETE /v1/templates/{ref}", drop(s.templateRef, func(r *http.Request, id int) error { return s.Ops.DeleteTemplate(r.Context(), id) }))
 
 	handle("GET /v1/networks", func(*http.Request) (any, error) { return views(s.Inv.AllNetworks(), s.networkView), nil })
 	handle("GET /v1/networks/{ref}", show(s.networkRef, s.Inv.Network, s.networkView))
-	handle("POST /v1/networks", s.createNetwork)
+	handle("POST /v1/networks", s.made(func(ctx context.Context, t template.Template, _ api.Create, cluster int) (int, error) {
+		return s.Ops.CreateNetwork(ctx, t, cluster)
+	}))
 	handle("DELETE /v1/networks/{ref}", drop(s.networkRef, func(r *http.Request, id int) error { return s.Ops.DeleteNetwork(r.Context(), id) }))
 }
 
@@ -109,69 +119,50 @@ func (s *Server) hostStatus(r *http.Request, id int) (any, error) {
 	return nil, s.Ops.EnableHost(r.Context(), id, body.Status)
 }
 
-func (s *Server) updateHost(r *http.Request, id int) (any, error) {
-	body, err := decode[api.Update](r)
-	if err != nil {
-		return nil, err
-	}
-	t, err := parse(body.Template)
-	if err != nil {
-		return nil, err
-	}
-	return nil, s.Ops.UpdateHost(r.Context(), id, t, body.Merge)
-}
-
-func (s *Server) createCluster(r *http.Request) (any, error) {
-	body, err := decode[api.Create](r)
-	if err != nil {
-		return nil, err
-	}
-	t, err := parse(body.Template)
-	if err != nil {
-		return nil, err
-	}
-	name, ok := t.Get("NAME")
-	if !ok {
-		return nil, fault.Errorf(fault.Invalid, "cluster template has no NAME")
-	}
-	id, err := s.Ops.CreateCluster(r.Context(), name)
-	return api.Created{ID: id}, err
-}
-
-func (s *Server) createDatastore(r *http.Request) (any, error) {
-	body, err := decode[api.Create](r)
-	if err != nil {
-		return nil, err
-	}
-	t, err := parse(body.Template)
-	if err != nil {
-		return nil, err
-	}
-	cluster, err := s.clusterRef(body.Cluster)
-	if err != nil {
-		return nil, err
-	}
-	id, err := s.Ops.CreateDatastore(r.Context(), t, cluster)
-	return api.Created{ID: id}, err
-}
-
-func (s *Server) createImage(r *http.Request) (any, error) {
-	body, err := decode[api.Create](r)
-	if err != nil {
-		return nil, err
-	}
-	t, err := parse(body.Template)
-	if err != nil {
-		return nil, err
-	}
-	datastore := -1
-	if body.Datastore != "" {
-		if datastore, err = s.datastoreRef(body.Datastore); err != nil {
+// made makes a handler that creates an object from a template.
+func (s *Server) made(create func(ctx context.Context, t template.Template, body api.Create, cluster int) (int, error)) handler {
+	return func(r *http.Request) (any, error) {
+		body, err := decode[api.Create](r)
+		if err != nil {
 			return nil, err
 		}
+		t, err := template.Parse(body.Template)
+		if err != nil {
+			return nil, err
+		}
+		cluster, err := s.clusterRef(body.Cluster)
+		if err != nil {
+			return nil, err
+		}
+		id, err := create(r.Context(), t, body, cluster)
+		return api.Created{ID: id}, err
 	}
-	id, err := s.Ops.CreateImage(r.Context(), t, datastore)
-	return api.Created{ID: id}, err
+}
+
+// updated makes a handler that replaces an object's template, or merges into it.
+func updated(update func(ctx context.Context, id int, t template.Template, merge bool) error) func(r *http.Request, id int) (any, error) {
+	return func(r *http.Request, id int) (any, error) {
+		body, err := decode[api.Update](r)
+		if err != nil {
+			return nil, err
+		}
+		t, err := template.Parse(body.Template)
+		if err != nil {
+			return nil, err
+		}
+		return nil, update(r.Context(), id, t, body.Merge)
+	}
+}
+
+func (s *Server) createImage(ctx context.Context, t template.Template, body api.Create, _ int) (int, error) {
+	datastore := -1 // by the type of the image
+	if body.Datastore != "" {
+		var err error
+		if datastore, err = s.datastoreRef(body.Datastore); err != nil {
+			return 0, err
+		}
+	}
+	return s.Ops.CreateImage(ctx, t, datastore)
 }
 
 func (s *Server) persistent(r *http.Request, id int) (any, error) {
@@ -180,46 +171,4 @@ func (s *Server) persistent(r *http.Request, id int) (any, error) {
 		return nil, err
 	}
 	return nil, s.Ops.SetPersistent(r.Context(), id, body.Persistent)
-}
-
-func (s *Server) createTemplate(r *http.Request) (any, error) {
-	body, err := decode[api.Create](r)
-	if err != nil {
-		return nil, err
-	}
-	t, err := parse(body.Template)
-	if err != nil {
-		return nil, err
-	}
-	id, err := s.Ops.CreateTemplate(r.Context(), t)
-	return api.Created{ID: id}, err
-}
-
-func (s *Server) updateTemplate(r *http.Request, id int) (any, error) {
-	body, err := decode[api.Update](r)
-	if err != nil {
-		return nil, err
-	}
-	t, err := parse(body.Template)
-	if err != nil {
-		return nil, err
-	}
-	return nil, s.Ops.UpdateTemplate(r.Context(), id, t, body.Merge)
-}
-
-func (s *Server) createNetwork(r *http.Request) (any, error) {
-	body, err := decode[api.Create](r)
-	if err != nil {
-		return nil, err
-	}
-	t, err := parse(body.Template)
-	if err != nil {
-		return nil, err
-	}
-	cluster, err := s.clusterRef(body.Cluster)
-	if err != nil {
-		return nil, err
-	}
-	id, err := s.Ops.CreateNetwork(r.Context(), t, cluster)
-	return api.Created{ID: id}, err
 }

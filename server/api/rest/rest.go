@@ -14,7 +14,6 @@ import (
 
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
-	"hayloft/cloud/template"
 	"hayloft/server/api"
 	"hayloft/server/fleet"
 	"hayloft/server/inventory"
@@ -120,8 +119,6 @@ func decode[T any](r *http.Request) (T, error) {
 	}
 	return value, fault.As(fault.Invalid, err)
 }
-
-func parse(text string) (template.Template, error) { return template.Parse(text) }
 
 // resolve turns a REF into an id: a number is an id, anything else a name.
 func resolve[T any](ref, kind string, all []T, idName func(*T) (int, string)) (int, error) {
