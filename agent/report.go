@@ -73,7 +73,12 @@ func (m *machine) remembered() *wire.MachineReport {
 	if m.reached.Epoch == 0 {
 		return nil
 	}
-	return m.reached.report(m.vm, m.reached.phase())
+	phase := m.reached.phase()
+	if m.assignment.GetGoal() == wire.Goal_GOAL_RUNNING && m.reached.RunEpoch != m.reached.Epoch &&
+		(phase == wire.Phase_PHASE_OFF || phase == wire.Phase_PHASE_CRASHED) {
+		phase = wire.Phase_PHASE_PREPARING // it is off because it has not been started for this epoch yet
+	}
+	return m.reached.report(m.vm, phase)
 }
 
 // phase is what the record amounts to.
