@@ -246,3 +246,15 @@ func TestMachineThatIsNotStartedAgainAfterAFailedSave(t *testing.T) {
 		}
 	}
 }
+
+func TestMachineThatDiesBeforeItIsSaved(t *testing.T) {
+	for _, action := range []cloud.Event{cloud.EventSuspend, cloud.EventStop} {
+		vm := running(t)
+		must(t, &vm, action)
+		r := report(&vm, wire.Phase_PHASE_CRASHED)
+		r.Reason = "killed"
+		if !ApplyReport(&vm, r, at) || vm.Phase() != cloud.Active(cloud.LCMRunning) || vm.Orders.Goal != GoalRunning || vm.Error == "" {
+			t.Errorf("%s: %v, orders %+v, %q", action, vm.Phase(), vm.Orders, vm.Error)
+		}
+	}
+}

@@ -19,7 +19,7 @@ var implied = map[wire.Phase][]cloud.Event{
 	wire.Phase_PHASE_STASHED:   {cloud.EventShutdownDone, cloud.EventSaveDone, cloud.EventEpilogDone},
 	wire.Phase_PHASE_REMOVING:  {cloud.EventShutdownDone},
 	wire.Phase_PHASE_GONE:      {cloud.EventShutdownDone, cloud.EventEpilogDone, cloud.EventCleanupDone},
-	wire.Phase_PHASE_CRASHED:   {cloud.EventPrologDone, cloud.EventBootFailed, cloud.EventLost, cloud.EventShutdownDone},
+	wire.Phase_PHASE_CRASHED:   {cloud.EventPrologDone, cloud.EventBootFailed, cloud.EventSaveFailed, cloud.EventLost, cloud.EventShutdownDone},
 }
 
 // A machine that should run on, after a save that failed, and could not be started again is lost.
