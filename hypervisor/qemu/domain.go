@@ -75,7 +75,8 @@ func (dom *domain) view() hypervisor.Domain {
 	case dom.proc == nil:
 		v.Status, v.Reason = dom.rec.Outcome.Status, dom.rec.Outcome.Reason
 		return v
-	case dom.stopped && !dom.rec.Reboot && dom.rec.Ending.Status == "":
+	// QEMU's event that it has stopped may still be on its way when it has answered to a freeze.
+	case (dom.stopped || dom.freezes > 0) && !dom.rec.Reboot && dom.rec.Ending.Status == "":
 		v.Status = hypervisor.Paused
 		if dom.ioTrouble {
 			v.Reason = "waits for the host's storage"
