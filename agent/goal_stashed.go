@@ -28,6 +28,14 @@ func (p *pass) goalStashed(ctx context.Context) error {
 			return err
 		}
 		if p.want.WithMemory && p.r.Disks != stashing && p.r.Domain != saved && p.r.Domain != noDomain {
+			switch p.r.Domain {
+			case domainDied:
+				p.show(wire.Phase_PHASE_CRASHED)
+				return nil
+			case domainOff:
+				p.show(wire.Phase_PHASE_OFF)
+				return nil
+			}
 			return failed(wire.Step_STEP_SAVE, fault.Errorf(fault.WrongState, "machine %d: it ended before its memory was saved: %s", p.vm(), p.r.Reason))
 		}
 		p.show(wire.Phase_PHASE_STASHING)

@@ -60,8 +60,12 @@ func (p *pass) saveRunning(ctx context.Context) error {
 		}
 	}
 	if err := p.step(ctx, "save", func() error { return p.driver.Save(ctx, p.id(), p.memory()) }); err != nil {
-		if ctx.Err() == nil {
-			p.r.Domain = running
+		if ctx.Err() != nil {
+			return err
+		}
+		p.r.Domain = running
+		if lives, look := p.settle(ctx); look == nil && !lives {
+			return nil // it ended instead, which is told as such: no save of it failed
 		}
 		return err
 	}

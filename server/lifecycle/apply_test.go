@@ -247,14 +247,24 @@ func TestMachineThatIsNotStartedAgainAfterAFailedSave(t *testing.T) {
 	}
 }
 
-func TestMachineThatDiesBeforeItIsSaved(t *testing.T) {
+// A machine that ends instead of being saved is not started again by anybody but its user.
+func TestMachineThatEndsInsteadOfBeingSaved(t *testing.T) {
 	for _, action := range []cloud.Event{cloud.EventSuspend, cloud.EventStop} {
 		vm := running(t)
 		must(t, &vm, action)
 		r := report(&vm, wire.Phase_PHASE_CRASHED)
 		r.Reason = "killed"
-		if !ApplyReport(&vm, r, at) || vm.Phase() != cloud.Active(cloud.LCMRunning) || vm.Orders.Goal != GoalRunning || vm.Error == "" {
-			t.Errorf("%s: %v, orders %+v, %q", action, vm.Phase(), vm.Orders, vm.Error)
+		if !ApplyReport(&vm, r, at) || vm.Phase() != cloud.Active(cloud.LCMUnknown) || vm.Orders.Goal != GoalNone || vm.Error == "" {
+			t.Errorf("%s, died: %v, orders %+v, %q", action, vm.Phase(), vm.Orders, vm.Error)
+		}
+		must(t, &vm, cloud.EventResume)
+		if vm.LCM != cloud.LCMBootUnknown || vm.Orders.Goal != GoalRunning || vm.Orders.Epoch == r.Epoch {
+			t.Errorf("%s, resumed: %v, orders %+v", action, vm.Phase(), vm.Orders)
+		}
+		vm = running(t)
+		must(t, &vm, action)
+		if !ApplyReport(&vm, report(&vm, wire.Phase_PHASE_OFF), at) || vm.Phase() != cloud.At(cloud.StatePoweroff) || vm.Orders.Goal != GoalOff {
+			t.Errorf("%s, went off: %v, orders %+v", action, vm.Phase(), vm.Orders)
 		}
 	}
 }

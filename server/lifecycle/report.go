@@ -13,7 +13,7 @@ import (
 var implied = map[wire.Phase][]cloud.Event{
 	wire.Phase_PHASE_BOOTING:   {cloud.EventPrologDone},
 	wire.Phase_PHASE_RUNNING:   {cloud.EventPrologDone, cloud.EventBootDone, cloud.EventFound},
-	wire.Phase_PHASE_OFF:       {cloud.EventPrologDone, cloud.EventBootDone, cloud.EventShutdownDone, cloud.EventGuestOff},
+	wire.Phase_PHASE_OFF:       {cloud.EventPrologDone, cloud.EventBootDone, cloud.EventShutdownDone, cloud.EventSaveFailed, cloud.EventGuestOff},
 	wire.Phase_PHASE_SUSPENDED: {cloud.EventSaveDone},
 	wire.Phase_PHASE_STASHING:  {cloud.EventShutdownDone, cloud.EventSaveDone},
 	wire.Phase_PHASE_STASHED:   {cloud.EventShutdownDone, cloud.EventSaveDone, cloud.EventEpilogDone},
@@ -52,10 +52,13 @@ func ApplyReport(vm *cloud.VM, r *wire.MachineReport, now time.Time) (changed bo
 		}
 		if Apply(vm, e, now) == nil {
 			changed = true
-			if vm.Orders.Epoch != r.Epoch {
+			if vm.Orders.Epoch != r.Epoch && (e != cloud.EventSaveFailed || r.Phase == wire.Phase_PHASE_FAILED) {
 				break // new orders: what else the report says is about the old ones
 			}
 		}
+	}
+	if vm.LCM == cloud.LCMUnknown && vm.Orders.Epoch != r.Epoch {
+		vm.Orders.Goal = GoalNone // it ended instead of being saved, and nothing starts again by itself
 	}
 	if message := trouble(r); message != "" && changed {
 		vm.Error = message
