@@ -5,7 +5,7 @@ set -eu
 
 demo="qemu-system-x86 qemu-utils lxc iproute2 nftables openssh-client ca-certificates
 	e2fsprogs mtools squashfs-tools syslinux"
-tests="gcc libc6-dev git busybox-static genisoimage xorriso protobuf-compiler qemu-block-extra util-linux"
+tests="gcc libc6-dev git procps busybox-static genisoimage xorriso protobuf-compiler qemu-block-extra util-linux"
 
 case ${1-} in
 demo) wanted=$demo ;;
