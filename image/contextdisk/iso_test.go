@@ -93,7 +93,8 @@ func TestToolsOfTheFieldReadTheDisk(t *testing.T) {
 	path, files := writeSample(t)
 	run := func(program string, args ...string) string {
 		t.Helper()
-		out, err := command.Exec{}.Run(t.Context(), command.Cmd{Name: program, Args: args})
+		out, err := command.Exec{}.Run(t.Context(), command.Cmd{Name: program, Args: args,
+			Env: []string{"LC_ALL=C.UTF-8"}}) // names are what the caller's locale makes of them
 		if err != nil {
 			t.Fatal(err)
 		}

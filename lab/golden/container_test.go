@@ -42,7 +42,9 @@ ready() {
 	echo "ready $1: $banner"
 }
 ready 1
-lxc lxc-attach -- /bin/sh -c 'hostname; ls /root/.ssh; cat /root/started'
+lxc lxc-attach -- /bin/sh -c hostname
+ls "$DIR/rootfs/root/.ssh"
+cat "$DIR/rootfs/root/started"
 lxc lxc-stop --reboot
 ready 2
 lxc lxc-stop --nokill -t 20
