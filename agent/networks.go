@@ -93,16 +93,21 @@ func (p *pass) plugOne(ctx context.Context, n *wire.NIC, kind network.Kind) (*os
 	} else if ctx.Err() != nil {
 		return nil, err
 	}
-	// Not made yet, made otherwise, or taken away behind our back.
-	if err := p.ensure(ctx, made, n.Network, spec); err != nil {
-		return nil, err
+	// Not made yet, made otherwise, or taken away behind our back: by others, or by our own release of a
+	// network that nobody wanted a moment ago, which may come once more in between.
+	for range plugAttempts {
+		if err := p.ensure(ctx, made, n.Network, spec); err != nil {
+			return nil, err
+		}
+		if tap, usable, err := p.plugInto(ctx, made, n.Network, spec, port); usable {
+			return tap, err
+		}
 	}
-	tap, usable, err := p.plugInto(ctx, made, n.Network, spec, port)
-	if !usable {
-		err = fault.Errorf(fault.Busy, "network %d %s: wanted in two ways at the same time", spec.ID, spec.Name)
-	}
-	return tap, err
+	return nil, fault.Errorf(fault.Busy, "network %d %s: wanted in two ways at the same time", spec.ID, spec.Name)
 }
+
+// plugAttempts bounds how often a network is made for one port.
+const plugAttempts = 8
 
 // plugInto makes the port on a network that was ensured as wanted; otherwise it is not usable. Many ports
 // are plugged at a time, and none while the network is made or released.
