@@ -49,8 +49,14 @@ func (a *Agent) look(ctx context.Context) *wire.HostState {
 	} else {
 		state.DiskTotal, state.DiskFree = capacity.Total, capacity.Free
 	}
-	if state.Bases, err = a.cfg.Way.Bases(ctx); err != nil {
+	bases, err := a.cfg.Way.Bases(ctx)
+	if err != nil {
 		a.complain(ctx, "host: bases", err)
+	}
+	for _, b := range bases {
+		if b.Complete {
+			state.Bases = append(state.Bases, b.Digest)
+		}
 	}
 	if state.Orphans, err = a.orphans(ctx); err != nil {
 		a.complain(ctx, "host: orphans", err)

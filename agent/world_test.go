@@ -431,7 +431,14 @@ func (l fakeWay) Resize(ctx context.Context, machine int, _ string, id int, size
 func (l fakeWay) Capacity(context.Context) (disk.Capacity, error) {
 	return disk.Capacity{Total: 100, Free: 50, Used: 50}, nil
 }
-func (l fakeWay) Bases(context.Context) ([]string, error) { return []string{"blake3:base"}, nil }
+func (l fakeWay) Bases(context.Context) ([]disk.Base, error) {
+	return []disk.Base{{Digest: "blake3:base", Complete: true}}, nil
+}
+func (l fakeWay) Settle(context.Context, int, func(disk.Progress)) error { return nil }
+func (l fakeWay) Caches(context.Context, int) ([]disk.Cache, error)      { return nil, nil }
+func (l fakeWay) Prefetch(context.Context, disk.Image, int64, func(disk.Progress)) error {
+	return nil
+}
 func (l fakeWay) Machines(context.Context) ([]int, error) {
 	l.w.mu.Lock()
 	defer l.w.mu.Unlock()

@@ -38,8 +38,20 @@ type Spec struct {
 	Tree     bool   // the hypervisor wants a directory tree (containers), not a block device
 	Volatile string // "fs" or "swap" for volatile disks
 	FS       string // file system to make on a volatile fs disk; "" leaves it blank
-	Mode     string // CACHE_MODE; "" is the default of the first version: base copied whole, overlay on top
+	Mode     string // CACHE_MODE; "": AROUND for clones, NONE for persistent images, where the driver can
+	// CacheSize is CACHE_SIZE in bytes, 0: no bound but the image's size.
+	CacheSize int64
+	// Preload is PRELOAD_SIZE in bytes: what is fetched before the machine starts, beginning with the first byte.
+	// PreloadAuto (the default of the server) follows the image's boot profile instead, while the machine starts.
+	Preload int64
+	// NoFill leaves the rest of a base where it is until it is read; otherwise it is fetched in the background,
+	// FillRate bytes a second at most (0: no bound).
+	NoFill   bool
+	FillRate int64
 }
+
+// PreloadAuto is the Preload that follows the boot profile.
+const PreloadAuto = -1
 
 // Request is all disks of one machine.
 type Request struct {
@@ -67,6 +79,24 @@ type Progress struct {
 
 // Capacity of the local store, in bytes. LS_MAX already applied.
 type Capacity struct{ Total, Free, Used int64 }
+
+// Base is what a host has of an image, in bytes of data (zeros not counted).
+type Base struct {
+	Digest         string
+	Present, Total int64
+	Complete       bool
+}
+
+// Cache is what the cache of one disk is doing.
+type Cache struct {
+	Disk      int
+	Mode      string // as chosen: NONE, AROUND, THRU, BACK, OFFLINE
+	Cached    int64  // bytes of the image that are here
+	Total     int64
+	Undrained int64  // bytes written here that the repository has not
+	Degraded  bool   // BACK that acknowledges like THRU for now
+	Error     string // why something does not go on
+}
 
 // Saved is a disk saved as a new image.
 type Saved struct {
@@ -97,8 +127,15 @@ type Way interface {
 	Resize(ctx context.Context, machine int, dir string, diskID int, size int64) error
 	// Capacity of the local store.
 	Capacity(ctx context.Context) (Capacity, error)
-	// Bases lists digests of complete bases on this host.
-	Bases(ctx context.Context) ([]string, error)
+	// Bases lists what this host has of images, complete or not, by digest.
+	Bases(ctx context.Context) ([]Base, error)
+	// Settle brings everything that a machine's persistent images lack to their repositories: what modes BACK and
+	// OFFLINE keep here. The machine is off. It does nothing for machines without such disks.
+	Settle(ctx context.Context, machine int, report func(Progress)) error
+	// Caches tells what the caches of a machine's disks are doing, in the order of disk ids; those without one are left out.
+	Caches(ctx context.Context, machine int) ([]Cache, error)
+	// Prefetch brings a whole image to this host, for machines to come, rate bytes a second at most (0: no bound).
+	Prefetch(ctx context.Context, i Image, rate int64, report func(Progress)) error
 	// Machines lists machines that have disks here, by id, for finding what is left over.
 	Machines(ctx context.Context) ([]int, error)
 }

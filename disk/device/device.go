@@ -31,4 +31,7 @@ type Device struct {
 	Lower    string // Directory only: the shared read-only tree
 	Upper    string // Directory only: this machine's changes
 	Work     string // Directory only: overlayfs work directory on Upper's file system
+	// Backing is what lies below a File in format QCOW2 now, when that is not what its header names: the same bytes,
+	// reached another way. Read-only; never has a Backing itself.
+	Backing *Device
 }

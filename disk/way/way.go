@@ -105,7 +105,30 @@ func (w *Way) lock(ctx context.Context, machine int) (unlock func(), err error) 
 func (w *Way) Capacity(ctx context.Context) (disk.Capacity, error) { return w.store.Capacity(ctx) }
 
 // Bases implements disk.Way.
-func (w *Way) Bases(ctx context.Context) ([]string, error) { return w.store.Bases(ctx) }
+func (w *Way) Bases(ctx context.Context) ([]disk.Base, error) {
+	digests, err := w.store.Bases(ctx)
+	list := make([]disk.Base, len(digests))
+	for i, digest := range digests {
+		list[i] = disk.Base{Digest: digest, Complete: true}
+	}
+	return list, err
+}
+
+// Settle implements disk.Way.
+func (w *Way) Settle(context.Context, int, func(disk.Progress)) error { return nil }
+
+// Caches implements disk.Way.
+func (w *Way) Caches(context.Context, int) ([]disk.Cache, error) { return nil, nil }
+
+// Prefetch implements disk.Way.
+func (w *Way) Prefetch(ctx context.Context, i disk.Image, _ int64, report func(disk.Progress)) error {
+	_, _, err := w.base(ctx, i, localstore.Data, func(done, total int64) {
+		if report != nil {
+			report(disk.Progress{Step: "prefetch " + i.Name, Done: done, Total: total})
+		}
+	})
+	return err
+}
 
 // Machines implements disk.Way.
 func (w *Way) Machines(ctx context.Context) ([]int, error) {

@@ -181,7 +181,7 @@ func TestOverlayOnSharedBase(t *testing.T) {
 		t.Errorf("%v", m)
 	}
 	b.reopen(0)
-	if bases, _ := b.way.Bases(t.Context()); len(bases) != 1 || bases[0] != img.Digest {
+	if bases, _ := b.way.Bases(t.Context()); len(bases) != 1 || bases[0].Digest != img.Digest {
 		t.Errorf("after a restart: %v", bases)
 	}
 	for _, id := range []int{1, 2, 2} {

@@ -1,0 +1,43 @@
+package repository
+
+import (
+	"context"
+	"io"
+)
+
+// Target is a persistent image opened for its one user, for reading and writing. Offsets in bytes. Safe for
+// concurrent use. Errors are classified as those of Repository.
+type Target interface {
+	Source
+	io.WriterAt
+	// Truncate makes it longer; never shorter.
+	Truncate(size int64) error
+	// Discard makes a range read as zeros and gives its space back where the storage can.
+	Discard(offset, length int64) error
+	// Sync makes what was written before the call durable.
+	Sync() error
+}
+
+// Mark is what a repository keeps beside a persistent image in use.
+type Mark struct {
+	Owner
+	// Generation grows each time that the image is taken by somebody: an owner whose generation is over must not
+	// write any more.
+	Generation uint64 `json:"generation"`
+	// Undrained says that the owner's host has writes which the image has not.
+	Undrained bool `json:"undrained,omitempty"`
+}
+
+// Writable is what a Repository has whose objects can be persistent images behind a cache.
+type Writable interface {
+	Ownable
+	// OpenTarget opens an object that owner owns; fault.Busy names the owner when it is another.
+	OpenTarget(ctx context.Context, name string, owner Owner) (Target, Mark, error)
+	// Marked reads the mark; fault.NotFound when nobody owns the object.
+	Marked(ctx context.Context, name string) (Mark, error)
+	// SetUndrained changes the mark durably. fault.Busy when owner and generation are not those of the mark.
+	SetUndrained(ctx context.Context, name string, owner Owner, generation uint64, undrained bool) error
+	// Break takes the object from its owner, whoever that is, and gives it back the ownership it had: for owners that
+	// never come back. fault.Busy when writes are undrained, unless acceptStale.
+	Break(ctx context.Context, name string, acceptStale bool) error
+}
