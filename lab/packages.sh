@@ -5,7 +5,8 @@ set -eu
 
 demo="qemu-system-x86 qemu-utils lxc iproute2 nftables openssh-client ca-certificates
 	e2fsprogs mtools squashfs-tools syslinux"
-tests="gcc libc6-dev git procps busybox-static genisoimage xorriso protobuf-compiler qemu-block-extra util-linux"
+tests="gcc libc6-dev git procps busybox-static genisoimage xorriso protobuf-compiler qemu-block-extra util-linux
+	nbdkit libnbd-bin fio fuse3"
 
 case ${1-} in
 demo) wanted=$demo ;;
