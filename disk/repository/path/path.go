@@ -23,7 +23,7 @@ import (
 	"hayloft/disk/repository"
 )
 
-// Repository implements repository.Repository, Ownable and Linker on a directory.
+// Repository implements repository.Repository, Writable and Linker on a directory.
 type Repository struct {
 	label string // as in errors
 	base  string
@@ -32,7 +32,7 @@ type Repository struct {
 
 var (
 	_ repository.Repository = (*Repository)(nil)
-	_ repository.Ownable    = (*Repository)(nil)
+	_ repository.Writable   = (*Repository)(nil)
 	_ repository.Linker     = (*Repository)(nil)
 	_ repository.Sweeper    = (*Repository)(nil)
 )
@@ -157,7 +157,7 @@ func (r *Repository) Delete(ctx context.Context, name string) error {
 			return r.object(name, err)
 		}
 		if mark, err := readMark(root, name); err == nil {
-			return r.object(name, fault.Errorf(fault.Busy, "in use by machine %d on host %s", mark.Machine, mark.Host))
+			return r.object(name, mark.busy())
 		}
 		if err := root.Remove(name); err != nil {
 			return r.object(name, err)

@@ -34,6 +34,7 @@ func Run(t *testing.T, open func(t *testing.T) repository.Repository) {
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, open(t)) })
 	}
+	t.Run("writable", func(t *testing.T) { writable(t, open) })
 }
 
 func create(t *testing.T, r repository.Repository, name, content string) {

@@ -1,0 +1,189 @@
+package path
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hayloft/cloud/fault"
+	"hayloft/disk/repository"
+)
+
+// target implements repository.Target and repository.Extents.
+type target struct {
+	repository *Repository
+	name       string
+	file       *os.File
+	mark       repository.Mark
+	size       atomic.Int64
+
+	mu      sync.Mutex
+	hanging int       // changes whose callers left because the storage does not answer
+	checked time.Time // when the mark was last looked at
+	lost    error     // why the image is no longer ours
+}
+
+// checkEvery is how long a mark that was seen is believed: a host that comes back from the dead finds out
+// within that time that its image was given to another.
+const checkEvery = time.Second
+
+func newTarget(r *Repository, name string, file *os.File, size int64, m repository.Mark) *target {
+	t := &target{repository: r, name: name, file: file, mark: m, checked: time.Now()}
+	t.size.Store(size)
+	return t
+}
+
+func (t *target) Size() int64  { return t.size.Load() }
+func (t *target) Close() error { return t.file.Close() }
+
+func (t *target) ReadAt(p []byte, offset int64) (int, error) {
+	return readAt(t.repository, t.name, t.file, p, offset)
+}
+
+// NextData implements repository.Extents.
+func (t *target) NextData(offset int64) (start, end int64, err error) {
+	return nextData(context.Background(), t.repository, t.name, t.file, t.size.Load(), offset)
+}
+
+// change runs f in a worker. One that hangs may still happen, much later, and over what was written after it; so
+// until it came back there are no others.
+func (t *target) change(limit time.Duration, f func() error) error {
+	t.mu.Lock()
+	hanging := t.hanging
+	t.mu.Unlock()
+	if hanging > 0 {
+		return fault.Errorf(fault.Unavailable, "%s: object %s: storage does not answer, %d changes hang", t.repository.label, t.name, hanging)
+	}
+	var begun, ended, left bool // under mu
+	g := *t.repository.gate
+	g.limit = limit
+	err := g.run(context.Background(), func() error {
+		t.mu.Lock()
+		begun = true
+		gone := left
+		t.mu.Unlock()
+		if gone {
+			return nil
+		}
+		defer func() {
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			ended = true
+			if left {
+				t.hanging--
+			}
+		}()
+		if err := t.fenced(); err != nil {
+			return t.repository.object(t.name, err)
+		}
+		return t.repository.object(t.name, f())
+	})
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	left = true
+	if begun && !ended {
+		t.hanging++
+	}
+	return err
+}
+
+// fenced looks from time to time whether the image is still the owner's.
+func (t *target) fenced() error {
+	t.mu.Lock()
+	due := time.Since(t.checked) >= checkEvery
+	if due {
+		t.checked = time.Now()
+	}
+	lost := t.lost
+	t.mu.Unlock()
+	if lost != nil || !due {
+		return lost
+	}
+	root, err := os.OpenRoot(t.repository.base)
+	if err != nil {
+		return fault.Errorf(fault.Unavailable, "cannot be reached: %w", bare(err))
+	}
+	defer root.Close()
+	_, err = held(root, t.name, t.mark.Owner, t.mark.Generation)
+	if fault.Is(err, fault.Busy) {
+		t.mu.Lock()
+		t.lost = err
+		t.mu.Unlock()
+	}
+	return err
+}
+
+func (t *target) WriteAt(p []byte, offset int64) (int, error) {
+	own := bytes.Clone(p) // the caller may use p again when it has left a storage that hangs
+	err := t.change(defaultLimit, func() error {
+		_, err := t.file.WriteAt(own, offset)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	t.grown(offset + int64(len(p)))
+	return len(p), nil
+}
+
+func (t *target) grown(end int64) {
+	for size := t.size.Load(); end > size; size = t.size.Load() {
+		if t.size.CompareAndSwap(size, end) {
+			return
+		}
+	}
+}
+
+func (t *target) Truncate(size int64) error {
+	if have := t.size.Load(); size < have {
+		return fault.Errorf(fault.Invalid, "%s: object %s: cannot be cut from %d to %d bytes", t.repository.label, t.name, have, size)
+	}
+	err := t.change(defaultLimit, func() error {
+		fi, err := t.file.Stat()
+		if err != nil || fi.Size() >= size {
+			return err
+		}
+		return t.file.Truncate(size)
+	})
+	if err == nil {
+		t.grown(size)
+	}
+	return err
+}
+
+// Discard implements repository.Target. What lies beyond the end is left out.
+func (t *target) Discard(offset, length int64) error {
+	length = min(length, t.size.Load()-offset)
+	if length <= 0 {
+		return nil
+	}
+	return t.change(commitLimit, func() error {
+		err := unix.Fallocate(int(t.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, length)
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
+			return writeZeros(t.file, offset, length)
+		}
+		return err
+	})
+}
+
+func writeZeros(file *os.File, offset, length int64) error {
+	zeros := make([]byte, min(length, 1<<20))
+	for length > 0 {
+		n, err := file.WriteAt(zeros[:min(length, int64(len(zeros)))], offset)
+		if err != nil {
+			return err
+		}
+		offset, length = offset+int64(n), length-int64(n)
+	}
+	return nil
+}
+
+func (t *target) Sync() error {
+	return t.change(commitLimit, func() error { return unix.Fdatasync(int(t.file.Fd())) })
+}
