@@ -351,7 +351,8 @@ type Report struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hello         *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
 	Host          *HostState             `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
-	Machines      []*MachineReport       `protobuf:"bytes,3,rep,name=machines,proto3" json:"machines,omitempty"` // changed ones; all of them right after the first full set of assignments
+	Machines      []*MachineReport       `protobuf:"bytes,3,rep,name=machines,proto3" json:"machines,omitempty"`     // changed ones; all of them right after the first full set of assignments
+	Prefetches    []*PrefetchReport      `protobuf:"bytes,4,rep,name=prefetches,proto3" json:"prefetches,omitempty"` // changed ones; all that were ordered, after each order that names them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -403,6 +404,13 @@ func (x *Report) GetHost() *HostState {
 func (x *Report) GetMachines() []*MachineReport {
 	if x != nil {
 		return x.Machines
+	}
+	return nil
+}
+
+func (x *Report) GetPrefetches() []*PrefetchReport {
+	if x != nil {
+		return x.Prefetches
 	}
 	return nil
 }
@@ -478,6 +486,7 @@ type HostState struct {
 	Hypervisors   []*Hypervisor          `protobuf:"bytes,6,rep,name=hypervisors,proto3" json:"hypervisors,omitempty"`
 	Bases         []string               `protobuf:"bytes,7,rep,name=bases,proto3" json:"bases,omitempty"`             // digests of complete bases
 	Orphans       []int64                `protobuf:"varint,8,rep,packed,name=orphans,proto3" json:"orphans,omitempty"` // machines found here that no assignment names
+	Partial       []*PartialBase         `protobuf:"bytes,9,rep,name=partial,proto3" json:"partial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -568,6 +577,74 @@ func (x *HostState) GetOrphans() []int64 {
 	return nil
 }
 
+func (x *HostState) GetPartial() []*PartialBase {
+	if x != nil {
+		return x.Partial
+	}
+	return nil
+}
+
+// PartialBase is a base of which only some chunks are here, in bytes of data (zeros not counted).
+type PartialBase struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	Present       int64                  `protobuf:"varint,2,opt,name=present,proto3" json:"present,omitempty"`
+	Total         int64                  `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PartialBase) Reset() {
+	*x = PartialBase{}
+	mi := &file_fleet_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PartialBase) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PartialBase) ProtoMessage() {}
+
+func (x *PartialBase) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PartialBase.ProtoReflect.Descriptor instead.
+func (*PartialBase) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PartialBase) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *PartialBase) GetPresent() int64 {
+	if x != nil {
+		return x.Present
+	}
+	return 0
+}
+
+func (x *PartialBase) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
 type Hypervisor struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -583,7 +660,7 @@ type Hypervisor struct {
 
 func (x *Hypervisor) Reset() {
 	*x = Hypervisor{}
-	mi := &file_fleet_proto_msgTypes[5]
+	mi := &file_fleet_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -595,7 +672,7 @@ func (x *Hypervisor) String() string {
 func (*Hypervisor) ProtoMessage() {}
 
 func (x *Hypervisor) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[5]
+	mi := &file_fleet_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -608,7 +685,7 @@ func (x *Hypervisor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hypervisor.ProtoReflect.Descriptor instead.
 func (*Hypervisor) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{5}
+	return file_fleet_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Hypervisor) GetName() string {
@@ -681,7 +758,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_fleet_proto_msgTypes[6]
+	mi := &file_fleet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +770,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[6]
+	mi := &file_fleet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +783,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{6}
+	return file_fleet_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Assignment) GetVm() int64 {
@@ -813,7 +890,7 @@ type SaveDisk struct {
 
 func (x *SaveDisk) Reset() {
 	*x = SaveDisk{}
-	mi := &file_fleet_proto_msgTypes[7]
+	mi := &file_fleet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -825,7 +902,7 @@ func (x *SaveDisk) String() string {
 func (*SaveDisk) ProtoMessage() {}
 
 func (x *SaveDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[7]
+	mi := &file_fleet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -838,7 +915,7 @@ func (x *SaveDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveDisk.ProtoReflect.Descriptor instead.
 func (*SaveDisk) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{7}
+	return file_fleet_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SaveDisk) GetOperation() uint64 {
@@ -899,7 +976,7 @@ type Machine struct {
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_fleet_proto_msgTypes[8]
+	mi := &file_fleet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +988,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[8]
+	mi := &file_fleet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -924,7 +1001,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{8}
+	return file_fleet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Machine) GetName() string {
@@ -1042,7 +1119,7 @@ type NamedImage struct {
 
 func (x *NamedImage) Reset() {
 	*x = NamedImage{}
-	mi := &file_fleet_proto_msgTypes[9]
+	mi := &file_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1131,7 @@ func (x *NamedImage) String() string {
 func (*NamedImage) ProtoMessage() {}
 
 func (x *NamedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[9]
+	mi := &file_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1144,7 @@ func (x *NamedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedImage.ProtoReflect.Descriptor instead.
 func (*NamedImage) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{9}
+	return file_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NamedImage) GetName() string {
@@ -1098,7 +1175,7 @@ type Boot struct {
 
 func (x *Boot) Reset() {
 	*x = Boot{}
-	mi := &file_fleet_proto_msgTypes[10]
+	mi := &file_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1110,7 +1187,7 @@ func (x *Boot) String() string {
 func (*Boot) ProtoMessage() {}
 
 func (x *Boot) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[10]
+	mi := &file_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1123,7 +1200,7 @@ func (x *Boot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Boot.ProtoReflect.Descriptor instead.
 func (*Boot) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{10}
+	return file_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Boot) GetChipset() string {
@@ -1180,7 +1257,7 @@ type Repository struct {
 
 func (x *Repository) Reset() {
 	*x = Repository{}
-	mi := &file_fleet_proto_msgTypes[11]
+	mi := &file_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1269,7 @@ func (x *Repository) String() string {
 func (*Repository) ProtoMessage() {}
 
 func (x *Repository) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[11]
+	mi := &file_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1282,7 @@ func (x *Repository) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Repository.ProtoReflect.Descriptor instead.
 func (*Repository) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{11}
+	return file_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Repository) GetId() int64 {
@@ -1252,7 +1329,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_fleet_proto_msgTypes[12]
+	mi := &file_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1264,7 +1341,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[12]
+	mi := &file_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1277,7 +1354,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{12}
+	return file_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Image) GetId() int64 {
@@ -1348,14 +1425,18 @@ type Disk struct {
 	Discard       bool                   `protobuf:"varint,8,opt,name=discard,proto3" json:"discard,omitempty"`
 	VolatileType  string                 `protobuf:"bytes,9,opt,name=volatile_type,json=volatileType,proto3" json:"volatile_type,omitempty"` // fs, swap
 	Fs            string                 `protobuf:"bytes,10,opt,name=fs,proto3" json:"fs,omitempty"`
-	Mode          string                 `protobuf:"bytes,11,opt,name=mode,proto3" json:"mode,omitempty"` // CACHE_MODE
+	Mode          string                 `protobuf:"bytes,11,opt,name=mode,proto3" json:"mode,omitempty"`                             // CACHE_MODE
+	CacheSize     int64                  `protobuf:"varint,12,opt,name=cache_size,json=cacheSize,proto3" json:"cache_size,omitempty"` // CACHE_SIZE in bytes; 0: as the image
+	Preload       int64                  `protobuf:"varint,13,opt,name=preload,proto3" json:"preload,omitempty"`                      // PRELOAD_SIZE in bytes; -1: AUTO, by the boot profile
+	NoFill        bool                   `protobuf:"varint,14,opt,name=no_fill,json=noFill,proto3" json:"no_fill,omitempty"`          // the rest of the base is not fetched in the background
+	FillRate      int64                  `protobuf:"varint,15,opt,name=fill_rate,json=fillRate,proto3" json:"fill_rate,omitempty"`    // bytes a second of that; 0: no bound
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_fleet_proto_msgTypes[13]
+	mi := &file_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1367,7 +1448,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[13]
+	mi := &file_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1380,7 +1461,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{13}
+	return file_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Disk) GetId() int32 {
@@ -1460,6 +1541,34 @@ func (x *Disk) GetMode() string {
 	return ""
 }
 
+func (x *Disk) GetCacheSize() int64 {
+	if x != nil {
+		return x.CacheSize
+	}
+	return 0
+}
+
+func (x *Disk) GetPreload() int64 {
+	if x != nil {
+		return x.Preload
+	}
+	return 0
+}
+
+func (x *Disk) GetNoFill() bool {
+	if x != nil {
+		return x.NoFill
+	}
+	return false
+}
+
+func (x *Disk) GetFillRate() int64 {
+	if x != nil {
+		return x.FillRate
+	}
+	return 0
+}
+
 type NIC struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            int32                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1477,7 +1586,7 @@ type NIC struct {
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_fleet_proto_msgTypes[14]
+	mi := &file_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +1598,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[14]
+	mi := &file_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +1611,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{14}
+	return file_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NIC) GetId() int32 {
@@ -1583,7 +1692,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_fleet_proto_msgTypes[15]
+	mi := &file_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1595,7 +1704,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[15]
+	mi := &file_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1608,7 +1717,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{15}
+	return file_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Network) GetId() int64 {
@@ -1672,7 +1781,7 @@ type Graphics struct {
 
 func (x *Graphics) Reset() {
 	*x = Graphics{}
-	mi := &file_fleet_proto_msgTypes[16]
+	mi := &file_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1684,7 +1793,7 @@ func (x *Graphics) String() string {
 func (*Graphics) ProtoMessage() {}
 
 func (x *Graphics) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[16]
+	mi := &file_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1697,7 +1806,7 @@ func (x *Graphics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Graphics.ProtoReflect.Descriptor instead.
 func (*Graphics) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{16}
+	return file_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Graphics) GetType() string {
@@ -1734,13 +1843,14 @@ type Order struct {
 	Assignments   []*Assignment          `protobuf:"bytes,2,rep,name=assignments,proto3" json:"assignments,omitempty"` // all, or those that changed
 	Dropped       []int64                `protobuf:"varint,3,rep,packed,name=dropped,proto3" json:"dropped,omitempty"` // assignments that no longer exist (their machine was reported GONE or STASHED)
 	Tunnel        *OpenTunnel            `protobuf:"bytes,4,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
+	Prefetches    *Prefetches            `protobuf:"bytes,5,opt,name=prefetches,proto3" json:"prefetches,omitempty"` // absent: as before
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_fleet_proto_msgTypes[17]
+	mi := &file_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1752,7 +1862,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[17]
+	mi := &file_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1765,7 +1875,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{17}
+	return file_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Order) GetFull() bool {
@@ -1796,6 +1906,211 @@ func (x *Order) GetTunnel() *OpenTunnel {
 	return nil
 }
 
+func (x *Order) GetPrefetches() *Prefetches {
+	if x != nil {
+		return x.Prefetches
+	}
+	return nil
+}
+
+// Prefetches are all images that are to be brought to the host for machines to come. The agent remembers none of
+// them: it is told again in every session, and what is here already is done at once.
+type Prefetches struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	All           []*Prefetch            `protobuf:"bytes,1,rep,name=all,proto3" json:"all,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Prefetches) Reset() {
+	*x = Prefetches{}
+	mi := &file_fleet_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Prefetches) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Prefetches) ProtoMessage() {}
+
+func (x *Prefetches) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Prefetches.ProtoReflect.Descriptor instead.
+func (*Prefetches) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Prefetches) GetAll() []*Prefetch {
+	if x != nil {
+		return x.All
+	}
+	return nil
+}
+
+type Prefetch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Serial        uint64                 `protobuf:"varint,1,opt,name=serial,proto3" json:"serial,omitempty"` // of this request; reports name it
+	Image         *Image                 `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
+	Rate          int64                  `protobuf:"varint,3,opt,name=rate,proto3" json:"rate,omitempty"` // bytes a second at most; 0: no bound
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Prefetch) Reset() {
+	*x = Prefetch{}
+	mi := &file_fleet_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Prefetch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Prefetch) ProtoMessage() {}
+
+func (x *Prefetch) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Prefetch.ProtoReflect.Descriptor instead.
+func (*Prefetch) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Prefetch) GetSerial() uint64 {
+	if x != nil {
+		return x.Serial
+	}
+	return 0
+}
+
+func (x *Prefetch) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *Prefetch) GetRate() int64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+type PrefetchReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         int64                  `protobuf:"varint,1,opt,name=image,proto3" json:"image,omitempty"`
+	Serial        uint64                 `protobuf:"varint,2,opt,name=serial,proto3" json:"serial,omitempty"`
+	Ended         bool                   `protobuf:"varint,3,opt,name=ended,proto3" json:"ended,omitempty"` // done, or failed when there is an error
+	Error         string                 `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	ErrorClass    string                 `protobuf:"bytes,5,opt,name=error_class,json=errorClass,proto3" json:"error_class,omitempty"`
+	Done          int64                  `protobuf:"varint,6,opt,name=done,proto3" json:"done,omitempty"` // bytes
+	Total         int64                  `protobuf:"varint,7,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrefetchReport) Reset() {
+	*x = PrefetchReport{}
+	mi := &file_fleet_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrefetchReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrefetchReport) ProtoMessage() {}
+
+func (x *PrefetchReport) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrefetchReport.ProtoReflect.Descriptor instead.
+func (*PrefetchReport) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *PrefetchReport) GetImage() int64 {
+	if x != nil {
+		return x.Image
+	}
+	return 0
+}
+
+func (x *PrefetchReport) GetSerial() uint64 {
+	if x != nil {
+		return x.Serial
+	}
+	return 0
+}
+
+func (x *PrefetchReport) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
+}
+
+func (x *PrefetchReport) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *PrefetchReport) GetErrorClass() string {
+	if x != nil {
+		return x.ErrorClass
+	}
+	return ""
+}
+
+func (x *PrefetchReport) GetDone() int64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *PrefetchReport) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
 type MachineReport struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Vm              int64                  `protobuf:"varint,1,opt,name=vm,proto3" json:"vm,omitempty"`
@@ -1815,13 +2130,15 @@ type MachineReport struct {
 	Saves           []*SaveResult          `protobuf:"bytes,15,rep,name=saves,proto3" json:"saves,omitempty"`
 	CpuSeconds      float64                `protobuf:"fixed64,16,opt,name=cpu_seconds,json=cpuSeconds,proto3" json:"cpu_seconds,omitempty"` // of the running domain, sampled now and then
 	MemoryBytes     int64                  `protobuf:"varint,17,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	Caches          []*DiskCache           `protobuf:"bytes,18,rep,name=caches,proto3" json:"caches,omitempty"`
+	Warning         string                 `protobuf:"bytes,19,opt,name=warning,proto3" json:"warning,omitempty"` // of a machine that is OFF: what its repositories have not got yet, and why
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *MachineReport) Reset() {
 	*x = MachineReport{}
-	mi := &file_fleet_proto_msgTypes[18]
+	mi := &file_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1833,7 +2150,7 @@ func (x *MachineReport) String() string {
 func (*MachineReport) ProtoMessage() {}
 
 func (x *MachineReport) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[18]
+	mi := &file_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1846,7 +2163,7 @@ func (x *MachineReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineReport.ProtoReflect.Descriptor instead.
 func (*MachineReport) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{18}
+	return file_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *MachineReport) GetVm() int64 {
@@ -1968,6 +2285,113 @@ func (x *MachineReport) GetMemoryBytes() int64 {
 	return 0
 }
 
+func (x *MachineReport) GetCaches() []*DiskCache {
+	if x != nil {
+		return x.Caches
+	}
+	return nil
+}
+
+func (x *MachineReport) GetWarning() string {
+	if x != nil {
+		return x.Warning
+	}
+	return ""
+}
+
+// DiskCache is what the cache of one disk is doing, sampled now and then. Sizes in bytes.
+type DiskCache struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Disk          int32                  `protobuf:"varint,1,opt,name=disk,proto3" json:"disk,omitempty"`
+	Mode          string                 `protobuf:"bytes,2,opt,name=mode,proto3" json:"mode,omitempty"`
+	Cached        int64                  `protobuf:"varint,3,opt,name=cached,proto3" json:"cached,omitempty"`
+	Total         int64                  `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"`
+	Undrained     int64                  `protobuf:"varint,5,opt,name=undrained,proto3" json:"undrained,omitempty"`
+	Degraded      bool                   `protobuf:"varint,6,opt,name=degraded,proto3" json:"degraded,omitempty"` // BACK that acknowledges like THRU
+	Error         string                 `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskCache) Reset() {
+	*x = DiskCache{}
+	mi := &file_fleet_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskCache) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskCache) ProtoMessage() {}
+
+func (x *DiskCache) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskCache.ProtoReflect.Descriptor instead.
+func (*DiskCache) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *DiskCache) GetDisk() int32 {
+	if x != nil {
+		return x.Disk
+	}
+	return 0
+}
+
+func (x *DiskCache) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *DiskCache) GetCached() int64 {
+	if x != nil {
+		return x.Cached
+	}
+	return 0
+}
+
+func (x *DiskCache) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *DiskCache) GetUndrained() int64 {
+	if x != nil {
+		return x.Undrained
+	}
+	return 0
+}
+
+func (x *DiskCache) GetDegraded() bool {
+	if x != nil {
+		return x.Degraded
+	}
+	return false
+}
+
+func (x *DiskCache) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 // Timing holds moments in Unix nanoseconds, 0 when not reached.
 type Timing struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1983,7 +2407,7 @@ type Timing struct {
 
 func (x *Timing) Reset() {
 	*x = Timing{}
-	mi := &file_fleet_proto_msgTypes[19]
+	mi := &file_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1995,7 +2419,7 @@ func (x *Timing) String() string {
 func (*Timing) ProtoMessage() {}
 
 func (x *Timing) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[19]
+	mi := &file_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2008,7 +2432,7 @@ func (x *Timing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timing.ProtoReflect.Descriptor instead.
 func (*Timing) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{19}
+	return file_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Timing) GetReceived() int64 {
@@ -2067,7 +2491,7 @@ type SaveResult struct {
 
 func (x *SaveResult) Reset() {
 	*x = SaveResult{}
-	mi := &file_fleet_proto_msgTypes[20]
+	mi := &file_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2079,7 +2503,7 @@ func (x *SaveResult) String() string {
 func (*SaveResult) ProtoMessage() {}
 
 func (x *SaveResult) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[20]
+	mi := &file_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2092,7 +2516,7 @@ func (x *SaveResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveResult.ProtoReflect.Descriptor instead.
 func (*SaveResult) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{20}
+	return file_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SaveResult) GetOperation() uint64 {
@@ -2149,7 +2573,7 @@ type OpenTunnel struct {
 
 func (x *OpenTunnel) Reset() {
 	*x = OpenTunnel{}
-	mi := &file_fleet_proto_msgTypes[21]
+	mi := &file_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2161,7 +2585,7 @@ func (x *OpenTunnel) String() string {
 func (*OpenTunnel) ProtoMessage() {}
 
 func (x *OpenTunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[21]
+	mi := &file_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2174,7 +2598,7 @@ func (x *OpenTunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenTunnel.ProtoReflect.Descriptor instead.
 func (*OpenTunnel) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{21}
+	return file_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *OpenTunnel) GetId() string {
@@ -2216,7 +2640,7 @@ type Frame struct {
 
 func (x *Frame) Reset() {
 	*x = Frame{}
-	mi := &file_fleet_proto_msgTypes[22]
+	mi := &file_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2228,7 +2652,7 @@ func (x *Frame) String() string {
 func (*Frame) ProtoMessage() {}
 
 func (x *Frame) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[22]
+	mi := &file_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2241,7 +2665,7 @@ func (x *Frame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frame.ProtoReflect.Descriptor instead.
 func (*Frame) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{22}
+	return file_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Frame) GetTunnel() string {
@@ -2277,15 +2701,18 @@ const file_fleet_proto_rawDesc = "" +
 	"\vEnrollReply\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x1c\n" +
 	"\tauthority\x18\x02 \x01(\fR\tauthority\x12\x18\n" +
-	"\acluster\x18\x03 \x01(\tR\acluster\"\xa2\x01\n" +
+	"\acluster\x18\x03 \x01(\tR\acluster\"\xe3\x01\n" +
 	"\x06Report\x12,\n" +
 	"\x05hello\x18\x01 \x01(\v2\x16.hayloft.wire.v1.HelloR\x05hello\x12.\n" +
 	"\x04host\x18\x02 \x01(\v2\x1a.hayloft.wire.v1.HostStateR\x04host\x12:\n" +
-	"\bmachines\x18\x03 \x03(\v2\x1e.hayloft.wire.v1.MachineReportR\bmachines\"X\n" +
+	"\bmachines\x18\x03 \x03(\v2\x1e.hayloft.wire.v1.MachineReportR\bmachines\x12?\n" +
+	"\n" +
+	"prefetches\x18\x04 \x03(\v2\x1f.hayloft.wire.v1.PrefetchReportR\n" +
+	"prefetches\"X\n" +
 	"\x05Hello\x12\x1b\n" +
 	"\thost_name\x18\x01 \x01(\tR\bhostName\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x18\n" +
-	"\acluster\x18\x03 \x01(\tR\acluster\"\x81\x02\n" +
+	"\acluster\x18\x03 \x01(\tR\acluster\"\xb9\x02\n" +
 	"\tHostState\x12\x10\n" +
 	"\x03cpu\x18\x01 \x01(\x01R\x03cpu\x12\x16\n" +
 	"\x06memory\x18\x02 \x01(\x03R\x06memory\x12\x1f\n" +
@@ -2296,7 +2723,12 @@ const file_fleet_proto_rawDesc = "" +
 	"\tdisk_free\x18\x05 \x01(\x03R\bdiskFree\x12=\n" +
 	"\vhypervisors\x18\x06 \x03(\v2\x1b.hayloft.wire.v1.HypervisorR\vhypervisors\x12\x14\n" +
 	"\x05bases\x18\a \x03(\tR\x05bases\x12\x18\n" +
-	"\aorphans\x18\b \x03(\x03R\aorphans\"\xb0\x02\n" +
+	"\aorphans\x18\b \x03(\x03R\aorphans\x126\n" +
+	"\apartial\x18\t \x03(\v2\x1c.hayloft.wire.v1.PartialBaseR\apartial\"U\n" +
+	"\vPartialBase\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x18\n" +
+	"\apresent\x18\x02 \x01(\x03R\apresent\x12\x14\n" +
+	"\x05total\x18\x03 \x01(\x03R\x05total\"\xb0\x02\n" +
 	"\n" +
 	"Hypervisor\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -2394,7 +2826,7 @@ const file_fleet_proto_rawDesc = "" +
 	"\x04size\x18\a \x01(\x03R\x04size\x12\x1e\n" +
 	"\n" +
 	"persistent\x18\b \x01(\bR\n" +
-	"persistent\"\x9c\x02\n" +
+	"persistent\"\x8b\x03\n" +
 	"\x04Disk\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x05R\x02id\x12,\n" +
 	"\x05image\x18\x02 \x01(\v2\x16.hayloft.wire.v1.ImageR\x05image\x12\x12\n" +
@@ -2407,7 +2839,12 @@ const file_fleet_proto_rawDesc = "" +
 	"\rvolatile_type\x18\t \x01(\tR\fvolatileType\x12\x0e\n" +
 	"\x02fs\x18\n" +
 	" \x01(\tR\x02fs\x12\x12\n" +
-	"\x04mode\x18\v \x01(\tR\x04mode\"\xdf\x01\n" +
+	"\x04mode\x18\v \x01(\tR\x04mode\x12\x1d\n" +
+	"\n" +
+	"cache_size\x18\f \x01(\x03R\tcacheSize\x12\x18\n" +
+	"\apreload\x18\r \x01(\x03R\apreload\x12\x17\n" +
+	"\ano_fill\x18\x0e \x01(\bR\x06noFill\x12\x1b\n" +
+	"\tfill_rate\x18\x0f \x01(\x03R\bfillRate\"\xdf\x01\n" +
 	"\x03NIC\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x05R\x02id\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x14\n" +
@@ -2430,12 +2867,31 @@ const file_fleet_proto_rawDesc = "" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
 	"\x06listen\x18\x02 \x01(\tR\x06listen\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\x05R\x04port\x12\x1a\n" +
-	"\bpassword\x18\x04 \x01(\tR\bpassword\"\xa9\x01\n" +
+	"\bpassword\x18\x04 \x01(\tR\bpassword\"\xe6\x01\n" +
 	"\x05Order\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x12=\n" +
 	"\vassignments\x18\x02 \x03(\v2\x1b.hayloft.wire.v1.AssignmentR\vassignments\x12\x18\n" +
 	"\adropped\x18\x03 \x03(\x03R\adropped\x123\n" +
-	"\x06tunnel\x18\x04 \x01(\v2\x1b.hayloft.wire.v1.OpenTunnelR\x06tunnel\"\xe7\x04\n" +
+	"\x06tunnel\x18\x04 \x01(\v2\x1b.hayloft.wire.v1.OpenTunnelR\x06tunnel\x12;\n" +
+	"\n" +
+	"prefetches\x18\x05 \x01(\v2\x1b.hayloft.wire.v1.PrefetchesR\n" +
+	"prefetches\"9\n" +
+	"\n" +
+	"Prefetches\x12+\n" +
+	"\x03all\x18\x01 \x03(\v2\x19.hayloft.wire.v1.PrefetchR\x03all\"d\n" +
+	"\bPrefetch\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\x04R\x06serial\x12,\n" +
+	"\x05image\x18\x02 \x01(\v2\x16.hayloft.wire.v1.ImageR\x05image\x12\x12\n" +
+	"\x04rate\x18\x03 \x01(\x03R\x04rate\"\xb5\x01\n" +
+	"\x0ePrefetchReport\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\x03R\x05image\x12\x16\n" +
+	"\x06serial\x18\x02 \x01(\x04R\x06serial\x12\x14\n" +
+	"\x05ended\x18\x03 \x01(\bR\x05ended\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1f\n" +
+	"\verror_class\x18\x05 \x01(\tR\n" +
+	"errorClass\x12\x12\n" +
+	"\x04done\x18\x06 \x01(\x03R\x04done\x12\x14\n" +
+	"\x05total\x18\a \x01(\x03R\x05total\"\xb5\x05\n" +
 	"\rMachineReport\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\x03R\x02vm\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12,\n" +
@@ -2458,7 +2914,17 @@ const file_fleet_proto_rawDesc = "" +
 	"\x05saves\x18\x0f \x03(\v2\x1b.hayloft.wire.v1.SaveResultR\x05saves\x12\x1f\n" +
 	"\vcpu_seconds\x18\x10 \x01(\x01R\n" +
 	"cpuSeconds\x12!\n" +
-	"\fmemory_bytes\x18\x11 \x01(\x03R\vmemoryBytes\"\xb6\x01\n" +
+	"\fmemory_bytes\x18\x11 \x01(\x03R\vmemoryBytes\x122\n" +
+	"\x06caches\x18\x12 \x03(\v2\x1a.hayloft.wire.v1.DiskCacheR\x06caches\x12\x18\n" +
+	"\awarning\x18\x13 \x01(\tR\awarning\"\xb1\x01\n" +
+	"\tDiskCache\x12\x12\n" +
+	"\x04disk\x18\x01 \x01(\x05R\x04disk\x12\x12\n" +
+	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x16\n" +
+	"\x06cached\x18\x03 \x01(\x03R\x06cached\x12\x14\n" +
+	"\x05total\x18\x04 \x01(\x03R\x05total\x12\x1c\n" +
+	"\tundrained\x18\x05 \x01(\x03R\tundrained\x12\x1a\n" +
+	"\bdegraded\x18\x06 \x01(\bR\bdegraded\x12\x14\n" +
+	"\x05error\x18\a \x01(\tR\x05error\"\xb6\x01\n" +
 	"\x06Timing\x12\x1a\n" +
 	"\breceived\x18\x01 \x01(\x03R\breceived\x12#\n" +
 	"\rprepare_start\x18\x02 \x01(\x03R\fprepareStart\x12\x1f\n" +
@@ -2538,81 +3004,92 @@ func file_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_fleet_proto_goTypes = []any{
-	(Goal)(0),             // 0: hayloft.wire.v1.Goal
-	(Phase)(0),            // 1: hayloft.wire.v1.Phase
-	(Step)(0),             // 2: hayloft.wire.v1.Step
-	(*EnrollRequest)(nil), // 3: hayloft.wire.v1.EnrollRequest
-	(*EnrollReply)(nil),   // 4: hayloft.wire.v1.EnrollReply
-	(*Report)(nil),        // 5: hayloft.wire.v1.Report
-	(*Hello)(nil),         // 6: hayloft.wire.v1.Hello
-	(*HostState)(nil),     // 7: hayloft.wire.v1.HostState
-	(*Hypervisor)(nil),    // 8: hayloft.wire.v1.Hypervisor
-	(*Assignment)(nil),    // 9: hayloft.wire.v1.Assignment
-	(*SaveDisk)(nil),      // 10: hayloft.wire.v1.SaveDisk
-	(*Machine)(nil),       // 11: hayloft.wire.v1.Machine
-	(*NamedImage)(nil),    // 12: hayloft.wire.v1.NamedImage
-	(*Boot)(nil),          // 13: hayloft.wire.v1.Boot
-	(*Repository)(nil),    // 14: hayloft.wire.v1.Repository
-	(*Image)(nil),         // 15: hayloft.wire.v1.Image
-	(*Disk)(nil),          // 16: hayloft.wire.v1.Disk
-	(*NIC)(nil),           // 17: hayloft.wire.v1.NIC
-	(*Network)(nil),       // 18: hayloft.wire.v1.Network
-	(*Graphics)(nil),      // 19: hayloft.wire.v1.Graphics
-	(*Order)(nil),         // 20: hayloft.wire.v1.Order
-	(*MachineReport)(nil), // 21: hayloft.wire.v1.MachineReport
-	(*Timing)(nil),        // 22: hayloft.wire.v1.Timing
-	(*SaveResult)(nil),    // 23: hayloft.wire.v1.SaveResult
-	(*OpenTunnel)(nil),    // 24: hayloft.wire.v1.OpenTunnel
-	(*Frame)(nil),         // 25: hayloft.wire.v1.Frame
-	nil,                   // 26: hayloft.wire.v1.Hypervisor.AttributesEntry
-	nil,                   // 27: hayloft.wire.v1.Machine.ContextEntry
-	nil,                   // 28: hayloft.wire.v1.Machine.SimulatedEntry
-	nil,                   // 29: hayloft.wire.v1.Repository.OptionsEntry
+	(Goal)(0),              // 0: hayloft.wire.v1.Goal
+	(Phase)(0),             // 1: hayloft.wire.v1.Phase
+	(Step)(0),              // 2: hayloft.wire.v1.Step
+	(*EnrollRequest)(nil),  // 3: hayloft.wire.v1.EnrollRequest
+	(*EnrollReply)(nil),    // 4: hayloft.wire.v1.EnrollReply
+	(*Report)(nil),         // 5: hayloft.wire.v1.Report
+	(*Hello)(nil),          // 6: hayloft.wire.v1.Hello
+	(*HostState)(nil),      // 7: hayloft.wire.v1.HostState
+	(*PartialBase)(nil),    // 8: hayloft.wire.v1.PartialBase
+	(*Hypervisor)(nil),     // 9: hayloft.wire.v1.Hypervisor
+	(*Assignment)(nil),     // 10: hayloft.wire.v1.Assignment
+	(*SaveDisk)(nil),       // 11: hayloft.wire.v1.SaveDisk
+	(*Machine)(nil),        // 12: hayloft.wire.v1.Machine
+	(*NamedImage)(nil),     // 13: hayloft.wire.v1.NamedImage
+	(*Boot)(nil),           // 14: hayloft.wire.v1.Boot
+	(*Repository)(nil),     // 15: hayloft.wire.v1.Repository
+	(*Image)(nil),          // 16: hayloft.wire.v1.Image
+	(*Disk)(nil),           // 17: hayloft.wire.v1.Disk
+	(*NIC)(nil),            // 18: hayloft.wire.v1.NIC
+	(*Network)(nil),        // 19: hayloft.wire.v1.Network
+	(*Graphics)(nil),       // 20: hayloft.wire.v1.Graphics
+	(*Order)(nil),          // 21: hayloft.wire.v1.Order
+	(*Prefetches)(nil),     // 22: hayloft.wire.v1.Prefetches
+	(*Prefetch)(nil),       // 23: hayloft.wire.v1.Prefetch
+	(*PrefetchReport)(nil), // 24: hayloft.wire.v1.PrefetchReport
+	(*MachineReport)(nil),  // 25: hayloft.wire.v1.MachineReport
+	(*DiskCache)(nil),      // 26: hayloft.wire.v1.DiskCache
+	(*Timing)(nil),         // 27: hayloft.wire.v1.Timing
+	(*SaveResult)(nil),     // 28: hayloft.wire.v1.SaveResult
+	(*OpenTunnel)(nil),     // 29: hayloft.wire.v1.OpenTunnel
+	(*Frame)(nil),          // 30: hayloft.wire.v1.Frame
+	nil,                    // 31: hayloft.wire.v1.Hypervisor.AttributesEntry
+	nil,                    // 32: hayloft.wire.v1.Machine.ContextEntry
+	nil,                    // 33: hayloft.wire.v1.Machine.SimulatedEntry
+	nil,                    // 34: hayloft.wire.v1.Repository.OptionsEntry
 }
 var file_fleet_proto_depIdxs = []int32{
 	6,  // 0: hayloft.wire.v1.Report.hello:type_name -> hayloft.wire.v1.Hello
 	7,  // 1: hayloft.wire.v1.Report.host:type_name -> hayloft.wire.v1.HostState
-	21, // 2: hayloft.wire.v1.Report.machines:type_name -> hayloft.wire.v1.MachineReport
-	8,  // 3: hayloft.wire.v1.HostState.hypervisors:type_name -> hayloft.wire.v1.Hypervisor
-	26, // 4: hayloft.wire.v1.Hypervisor.attributes:type_name -> hayloft.wire.v1.Hypervisor.AttributesEntry
-	0,  // 5: hayloft.wire.v1.Assignment.goal:type_name -> hayloft.wire.v1.Goal
-	11, // 6: hayloft.wire.v1.Assignment.machine:type_name -> hayloft.wire.v1.Machine
-	10, // 7: hayloft.wire.v1.Assignment.saves:type_name -> hayloft.wire.v1.SaveDisk
-	14, // 8: hayloft.wire.v1.Assignment.system:type_name -> hayloft.wire.v1.Repository
-	14, // 9: hayloft.wire.v1.SaveDisk.repository:type_name -> hayloft.wire.v1.Repository
-	13, // 10: hayloft.wire.v1.Machine.boot:type_name -> hayloft.wire.v1.Boot
-	16, // 11: hayloft.wire.v1.Machine.disks:type_name -> hayloft.wire.v1.Disk
-	17, // 12: hayloft.wire.v1.Machine.nics:type_name -> hayloft.wire.v1.NIC
-	19, // 13: hayloft.wire.v1.Machine.graphics:type_name -> hayloft.wire.v1.Graphics
-	27, // 14: hayloft.wire.v1.Machine.context:type_name -> hayloft.wire.v1.Machine.ContextEntry
-	12, // 15: hayloft.wire.v1.Machine.context_images:type_name -> hayloft.wire.v1.NamedImage
-	28, // 16: hayloft.wire.v1.Machine.simulated:type_name -> hayloft.wire.v1.Machine.SimulatedEntry
-	15, // 17: hayloft.wire.v1.NamedImage.image:type_name -> hayloft.wire.v1.Image
-	15, // 18: hayloft.wire.v1.Boot.kernel:type_name -> hayloft.wire.v1.Image
-	15, // 19: hayloft.wire.v1.Boot.initrd:type_name -> hayloft.wire.v1.Image
-	29, // 20: hayloft.wire.v1.Repository.options:type_name -> hayloft.wire.v1.Repository.OptionsEntry
-	14, // 21: hayloft.wire.v1.Image.repository:type_name -> hayloft.wire.v1.Repository
-	15, // 22: hayloft.wire.v1.Disk.image:type_name -> hayloft.wire.v1.Image
-	18, // 23: hayloft.wire.v1.NIC.network:type_name -> hayloft.wire.v1.Network
-	9,  // 24: hayloft.wire.v1.Order.assignments:type_name -> hayloft.wire.v1.Assignment
-	24, // 25: hayloft.wire.v1.Order.tunnel:type_name -> hayloft.wire.v1.OpenTunnel
-	1,  // 26: hayloft.wire.v1.MachineReport.phase:type_name -> hayloft.wire.v1.Phase
-	2,  // 27: hayloft.wire.v1.MachineReport.failed_step:type_name -> hayloft.wire.v1.Step
-	22, // 28: hayloft.wire.v1.MachineReport.timing:type_name -> hayloft.wire.v1.Timing
-	23, // 29: hayloft.wire.v1.MachineReport.saves:type_name -> hayloft.wire.v1.SaveResult
-	3,  // 30: hayloft.wire.v1.Fleet.Enroll:input_type -> hayloft.wire.v1.EnrollRequest
-	5,  // 31: hayloft.wire.v1.Fleet.Session:input_type -> hayloft.wire.v1.Report
-	25, // 32: hayloft.wire.v1.Fleet.Tunnel:input_type -> hayloft.wire.v1.Frame
-	4,  // 33: hayloft.wire.v1.Fleet.Enroll:output_type -> hayloft.wire.v1.EnrollReply
-	20, // 34: hayloft.wire.v1.Fleet.Session:output_type -> hayloft.wire.v1.Order
-	25, // 35: hayloft.wire.v1.Fleet.Tunnel:output_type -> hayloft.wire.v1.Frame
-	33, // [33:36] is the sub-list for method output_type
-	30, // [30:33] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	25, // 2: hayloft.wire.v1.Report.machines:type_name -> hayloft.wire.v1.MachineReport
+	24, // 3: hayloft.wire.v1.Report.prefetches:type_name -> hayloft.wire.v1.PrefetchReport
+	9,  // 4: hayloft.wire.v1.HostState.hypervisors:type_name -> hayloft.wire.v1.Hypervisor
+	8,  // 5: hayloft.wire.v1.HostState.partial:type_name -> hayloft.wire.v1.PartialBase
+	31, // 6: hayloft.wire.v1.Hypervisor.attributes:type_name -> hayloft.wire.v1.Hypervisor.AttributesEntry
+	0,  // 7: hayloft.wire.v1.Assignment.goal:type_name -> hayloft.wire.v1.Goal
+	12, // 8: hayloft.wire.v1.Assignment.machine:type_name -> hayloft.wire.v1.Machine
+	11, // 9: hayloft.wire.v1.Assignment.saves:type_name -> hayloft.wire.v1.SaveDisk
+	15, // 10: hayloft.wire.v1.Assignment.system:type_name -> hayloft.wire.v1.Repository
+	15, // 11: hayloft.wire.v1.SaveDisk.repository:type_name -> hayloft.wire.v1.Repository
+	14, // 12: hayloft.wire.v1.Machine.boot:type_name -> hayloft.wire.v1.Boot
+	17, // 13: hayloft.wire.v1.Machine.disks:type_name -> hayloft.wire.v1.Disk
+	18, // 14: hayloft.wire.v1.Machine.nics:type_name -> hayloft.wire.v1.NIC
+	20, // 15: hayloft.wire.v1.Machine.graphics:type_name -> hayloft.wire.v1.Graphics
+	32, // 16: hayloft.wire.v1.Machine.context:type_name -> hayloft.wire.v1.Machine.ContextEntry
+	13, // 17: hayloft.wire.v1.Machine.context_images:type_name -> hayloft.wire.v1.NamedImage
+	33, // 18: hayloft.wire.v1.Machine.simulated:type_name -> hayloft.wire.v1.Machine.SimulatedEntry
+	16, // 19: hayloft.wire.v1.NamedImage.image:type_name -> hayloft.wire.v1.Image
+	16, // 20: hayloft.wire.v1.Boot.kernel:type_name -> hayloft.wire.v1.Image
+	16, // 21: hayloft.wire.v1.Boot.initrd:type_name -> hayloft.wire.v1.Image
+	34, // 22: hayloft.wire.v1.Repository.options:type_name -> hayloft.wire.v1.Repository.OptionsEntry
+	15, // 23: hayloft.wire.v1.Image.repository:type_name -> hayloft.wire.v1.Repository
+	16, // 24: hayloft.wire.v1.Disk.image:type_name -> hayloft.wire.v1.Image
+	19, // 25: hayloft.wire.v1.NIC.network:type_name -> hayloft.wire.v1.Network
+	10, // 26: hayloft.wire.v1.Order.assignments:type_name -> hayloft.wire.v1.Assignment
+	29, // 27: hayloft.wire.v1.Order.tunnel:type_name -> hayloft.wire.v1.OpenTunnel
+	22, // 28: hayloft.wire.v1.Order.prefetches:type_name -> hayloft.wire.v1.Prefetches
+	23, // 29: hayloft.wire.v1.Prefetches.all:type_name -> hayloft.wire.v1.Prefetch
+	16, // 30: hayloft.wire.v1.Prefetch.image:type_name -> hayloft.wire.v1.Image
+	1,  // 31: hayloft.wire.v1.MachineReport.phase:type_name -> hayloft.wire.v1.Phase
+	2,  // 32: hayloft.wire.v1.MachineReport.failed_step:type_name -> hayloft.wire.v1.Step
+	27, // 33: hayloft.wire.v1.MachineReport.timing:type_name -> hayloft.wire.v1.Timing
+	28, // 34: hayloft.wire.v1.MachineReport.saves:type_name -> hayloft.wire.v1.SaveResult
+	26, // 35: hayloft.wire.v1.MachineReport.caches:type_name -> hayloft.wire.v1.DiskCache
+	3,  // 36: hayloft.wire.v1.Fleet.Enroll:input_type -> hayloft.wire.v1.EnrollRequest
+	5,  // 37: hayloft.wire.v1.Fleet.Session:input_type -> hayloft.wire.v1.Report
+	30, // 38: hayloft.wire.v1.Fleet.Tunnel:input_type -> hayloft.wire.v1.Frame
+	4,  // 39: hayloft.wire.v1.Fleet.Enroll:output_type -> hayloft.wire.v1.EnrollReply
+	21, // 40: hayloft.wire.v1.Fleet.Session:output_type -> hayloft.wire.v1.Order
+	30, // 41: hayloft.wire.v1.Fleet.Tunnel:output_type -> hayloft.wire.v1.Frame
+	39, // [39:42] is the sub-list for method output_type
+	36, // [36:39] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_fleet_proto_init() }
@@ -2626,7 +3103,7 @@ func file_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleet_proto_rawDesc), len(file_fleet_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   27,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
