@@ -25,9 +25,10 @@ import (
 
 // Repository implements repository.Repository, Writable and Linker on a directory.
 type Repository struct {
-	label string // as in errors
-	base  string
-	gate  *gate
+	label   string // as in errors
+	base    string
+	gate    *gate
+	hanging hangs
 }
 
 var (

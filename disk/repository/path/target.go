@@ -24,7 +24,6 @@ type target struct {
 	size       atomic.Int64
 
 	mu      sync.Mutex
-	hanging int       // changes whose callers left because the storage does not answer
 	checked time.Time // when the mark was last looked at
 	lost    error     // why the image is no longer ours
 }
@@ -51,32 +50,52 @@ func (t *target) NextData(offset int64) (start, end int64, err error) {
 	return nextData(context.Background(), t.repository, t.name, t.file, t.size.Load(), offset)
 }
 
-// change runs f in a worker. One that hangs may still happen, much later, and over what was written after it; so
-// until it came back there are no others.
-func (t *target) change(limit time.Duration, f func() error) error {
-	t.mu.Lock()
-	hanging := t.hanging
-	t.mu.Unlock()
-	if hanging > 0 {
-		return fault.Errorf(fault.Unavailable, "%s: object %s: storage does not answer, %d changes hang", t.repository.label, t.name, hanging)
+// hangs counts the changes of each object whose callers left because the storage does not answer.
+type hangs struct {
+	mu sync.Mutex
+	of map[string]int
+}
+
+func (h *hangs) count(name string) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.of[name]
+}
+
+// add is called with mu held.
+func (h *hangs) add(name string, n int) {
+	if h.of == nil {
+		h.of = map[string]int{}
 	}
-	var begun, ended, left bool // under mu
+	if h.of[name] += n; h.of[name] == 0 {
+		delete(h.of, name)
+	}
+}
+
+// change runs f in a worker. One that hangs may still happen, much later, and over what was written after it; so
+// until it came back there are no others, also not by a target that is opened anew.
+func (t *target) change(limit time.Duration, f func() error) error {
+	h := &t.repository.hanging
+	if n := h.count(t.name); n > 0 {
+		return fault.Errorf(fault.Unavailable, "%s: object %s: storage does not answer, %d changes hang", t.repository.label, t.name, n)
+	}
+	var begun, ended, left bool // under the lock of h
 	g := *t.repository.gate
 	g.limit = limit
 	err := g.run(context.Background(), func() error {
-		t.mu.Lock()
+		h.mu.Lock()
 		begun = true
 		gone := left
-		t.mu.Unlock()
+		h.mu.Unlock()
 		if gone {
 			return nil
 		}
 		defer func() {
-			t.mu.Lock()
-			defer t.mu.Unlock()
+			h.mu.Lock()
+			defer h.mu.Unlock()
 			ended = true
 			if left {
-				t.hanging--
+				h.add(t.name, -1)
 			}
 		}()
 		if err := t.fenced(); err != nil {
@@ -84,11 +103,11 @@ func (t *target) change(limit time.Duration, f func() error) error {
 		}
 		return t.repository.object(t.name, f())
 	})
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	left = true
 	if begun && !ended {
-		t.hanging++
+		h.add(t.name, 1)
 	}
 	return err
 }

@@ -92,7 +92,8 @@ func TestHangingChange(t *testing.T) {
 		if !fault.Is(err, fault.Unavailable) {
 			t.Error(err)
 		}
-		err = s.change(time.Millisecond, func() error { t.Error("changed while another change hangs"); return nil })
+		again := newTarget(r, "p", nil, 100, repository.Mark{})
+		err = again.change(time.Millisecond, func() error { t.Error("changed while another change hangs"); return nil })
 		if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "object p") {
 			t.Error(err)
 		}
