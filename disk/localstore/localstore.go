@@ -28,10 +28,20 @@ type Store interface {
 	Capacity(ctx context.Context) (disk.Capacity, error)
 	// Find gives the path of a complete base, "" when there is none.
 	Find(ctx context.Context, digest string, kind Kind) (path string, err error)
-	// Build starts a new base.
+	// Build starts a new base, which is whole when it is committed.
 	Build(ctx context.Context, digest string, kind Kind) (Builder, error)
-	// Bases lists the digests of complete bases.
-	Bases(ctx context.Context) ([]string, error)
+	// Begin makes the directory of a Data base that somebody else fills bit by bit, with index and mark, and counts
+	// mark.Bytes for it; or counts more for one that is there, never less. The caller has pinned it.
+	Begin(ctx context.Context, digest string, mark Mark, index []byte) (dir string, err error)
+	// Partial gives directory and mark of a Data base that is being filled; dir is "" when there is none, or when it is
+	// complete. The caller has pinned it.
+	Partial(ctx context.Context, digest string) (dir string, mark Mark, err error)
+	// Path is where the bytes of a base are when it is here.
+	Path(digest string, kind Kind) (string, error)
+	// Drop removes a base, unless a pin or a machine's record names it.
+	Drop(ctx context.Context, digest string, kind Kind) error
+	// Bases lists what is here, by digest and kind.
+	Bases(ctx context.Context) ([]Base, error)
 	// Pin keeps a base from making room, until release; those in the records of machines are kept anyway.
 	Pin(digest string) (release func())
 	// PutMachine remembers a machine durably, DropMachine forgets it (no error when there is none). Calls for
@@ -40,6 +50,15 @@ type Store interface {
 	DropMachine(ctx context.Context, id int) error
 	// Machines lists what is remembered, by id.
 	Machines(ctx context.Context) ([]Machine, error)
+}
+
+// Base is one base of a host.
+type Base struct {
+	Digest   string
+	Kind     Kind
+	Complete bool
+	Bytes    int64 // that it is counted for
+	Taken    int64 // that it takes up now
 }
 
 // Reservation is space counted but not yet used.

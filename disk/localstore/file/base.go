@@ -17,11 +17,10 @@ import (
 	"hayloft/disk/localstore"
 )
 
-// complete is the content of a base's mark.
+// complete is the content of a base's mark. Size is for Data only.
 type complete struct {
-	Size  int64     `json:"size"`  // length of Data in bytes
-	Bytes int64     `json:"bytes"` // that it takes up
-	used  time.Time // of the mark's file: when the base was last handed out
+	localstore.Mark
+	used time.Time // of the mark's file: when the base was last handed out
 }
 
 func readComplete(dir string, kind localstore.Kind) (complete, error) {
@@ -50,7 +49,7 @@ func basePath(dir string, kind localstore.Kind) string {
 	if kind == localstore.Tree {
 		return filepath.Join(dir, "tree", "root")
 	}
-	return filepath.Join(dir, "data")
+	return filepath.Join(dir, localstore.DataFile)
 }
 
 // Find implements localstore.Store.
@@ -63,6 +62,9 @@ func (s *Store) Find(_ context.Context, digest string, kind localstore.Kind) (st
 	defer s.mu.Unlock()
 	b := s.bases[baseKey{digest, kind}]
 	if b == nil {
+		return "", nil
+	}
+	if s.refresh(baseKey{digest, kind}, b, dir); b.partial {
 		return "", nil
 	}
 	if _, err := readComplete(dir, kind); err != nil { // somebody else removed or cut it
@@ -163,7 +165,7 @@ func (b *builder) makeDurable() (complete, error) {
 		if err != nil {
 			return complete{}, err
 		}
-		return complete{Bytes: bytes}, unix.Syncfs(int(b.file.Fd()))
+		return complete{Mark: localstore.Mark{Bytes: bytes}}, unix.Syncfs(int(b.file.Fd()))
 	}
 	if os.Geteuid() == 0 {
 		if err := b.file.Chown(0, b.store.GID); err != nil {
@@ -180,7 +182,7 @@ func (b *builder) makeDurable() (complete, error) {
 	if err != nil {
 		return complete{}, err
 	}
-	return complete{Size: fi.Size(), Bytes: fi.Sys().(*syscall.Stat_t).Blocks * 512}, nil
+	return complete{Mark: localstore.Mark{Size: fi.Size(), Bytes: fi.Sys().(*syscall.Stat_t).Blocks * 512}}, nil
 }
 
 func treeBytes(dir string) (int64, error) {
@@ -221,7 +223,7 @@ func (b *builder) mark(mark complete, index []byte) error {
 			return err
 		}
 	}
-	text, err := json.Marshal(mark)
+	text, err := json.Marshal(mark.Mark)
 	if err != nil {
 		return err
 	}
@@ -233,7 +235,7 @@ func (b *builder) mark(mark complete, index []byte) error {
 
 // displace takes away what place has put there: unmarked, nobody would count it or make room of it.
 func (b *builder) displace() error {
-	paths := []string{completeName(b.kind), string(b.kind)} // the mark first, as in evict
+	paths := []string{completeName(b.kind), string(b.kind)} // the mark first, as in remove
 	if b.kind == localstore.Data {
 		paths = append(paths, "index")
 	}
@@ -267,60 +269,4 @@ func (b *builder) drop() error {
 	}
 	_ = os.Remove(b.dir) // fails unless empty
 	return errors.Join(errs...)
-}
-
-// evict removes a base; the caller holds the lock and knows that nobody uses it.
-func (s *Store) evict(key baseKey) error {
-	dir, err := s.dir(key.digest)
-	if err != nil {
-		return err
-	}
-	delete(s.bases, key)
-	// The mark goes first: a crash from here on leaves a base that is not there.
-	if err := os.Remove(filepath.Join(dir, completeName(key.kind))); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := syncDir(dir); err != nil {
-		return err
-	}
-	if err := removeTree(filepath.Join(dir, string(key.kind))); err != nil {
-		return err
-	}
-	if key.kind == localstore.Data {
-		if err := os.RemoveAll(filepath.Join(dir, "index")); err != nil {
-			return err
-		}
-	}
-	_ = os.Remove(dir)
-	s.Log.Info("base evicted to make room", "digest", key.digest, "kind", key.kind)
-	return nil
-}
-
-// writeDurable writes a file so that a crash leaves the old one or the new one.
-func writeDurable(path string, content []byte, mode fs.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+partMark)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = errors.Join(f.Chmod(mode), f.Sync())
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

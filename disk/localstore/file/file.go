@@ -1,6 +1,7 @@
 // Package file is the local store in a directory.
 //
 //	base/HEX/data, index, complete    a disk's or file's bytes, its chunk index, and the mark that both are whole
+//	base/HEX/data, index, partial     the same on its way here, filled by package cache, and what it is counted for
 //	base/HEX/tree/root, tree.complete an archive unpacked, and its mark
 //	machine/ID.json                   what a machine has here
 //
@@ -9,13 +10,14 @@
 package file
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,6 +35,9 @@ type Config struct {
 	Max  int64  // LS_MAX in bytes, 0: none
 	GID  int    // group that may read bases of kind Data
 	Log  *slog.Logger
+	// Evicting is asked before a Data base goes: whoever has it open lets go of it, or says why not, and then it
+	// stays. May be nil. It must not call the store.
+	Evicting func(ctx context.Context, digest string) error
 	// Statfs asks the file system for its space; nil: the kernel.
 	Statfs func(path string, st *unix.Statfs_t) error
 }
@@ -46,6 +51,7 @@ type Store struct {
 	bases    map[baseKey]*base
 	pins     map[string]int
 	machines map[int]localstore.Machine
+	evicting map[string]chan struct{} // digests of Data bases that Evicting is asked about; closed when that ended
 }
 
 var _ localstore.Store = (*Store)(nil)
@@ -56,8 +62,9 @@ type baseKey struct {
 }
 
 type base struct {
-	bytes int64 // that it takes up
-	used  time.Time
+	bytes   int64 // that it takes up; a partial one: may
+	used    time.Time
+	partial bool
 }
 
 // Open opens the store and removes what a crash left half-made.
@@ -77,6 +84,7 @@ func Open(c Config) (*Store, error) {
 	s := &Store{
 		Config: c,
 		bases:  map[baseKey]*base{}, pins: map[string]int{}, machines: map[int]localstore.Machine{},
+		evicting: map[string]chan struct{}{},
 	}
 	if err := os.MkdirAll(c.Root, 0o755); err != nil {
 		return nil, s.errorf(err)
@@ -135,7 +143,7 @@ func completeName(kind localstore.Kind) string {
 	return "complete"
 }
 
-// sweep takes stock, and removes what is neither complete nor being built by a living process.
+// sweep takes stock, and removes what is neither complete, nor partial, nor being built by a living process.
 func (s *Store) sweep() error {
 	entries, err := os.ReadDir(s.baseRoot())
 	if err != nil {
@@ -172,14 +180,16 @@ func (s *Store) sweepBase(dir, digest string) error {
 			kept[kind] = true
 		}
 	}
+	if !kept[localstore.Data] {
+		if mark, err := readPartial(dir); err == nil {
+			s.bases[baseKey{digest, localstore.Data}] = &base{bytes: mark.Bytes, used: mark.used, partial: true}
+			kept[localstore.Data] = true
+		}
+	}
 	left := len(entries)
 	for _, e := range entries {
 		name := e.Name()
-		kind := localstore.Data
-		if strings.HasPrefix(name, "tree") {
-			kind = localstore.Tree
-		}
-		if kept[kind] && !strings.Contains(name, partMark) || inUse(filepath.Join(dir, name)) {
+		if kept[kindOfFile(name)] && !strings.Contains(name, partMark) || inUse(filepath.Join(dir, name)) {
 			continue
 		}
 		s.Log.Info("remove what a crash left of a base", "digest", digest, "file", name)
@@ -220,18 +230,21 @@ func removeTree(path string) error {
 }
 
 // Bases implements localstore.Store.
-func (s *Store) Bases(context.Context) ([]string, error) {
+func (s *Store) Bases(context.Context) ([]localstore.Base, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	seen := map[string]bool{}
-	list := []string{}
-	for k := range s.bases {
-		if !seen[k.digest] {
-			seen[k.digest] = true
-			list = append(list, k.digest)
+	list := make([]localstore.Base, 0, len(s.bases))
+	for k, b := range s.bases {
+		dir, err := s.dir(k.digest)
+		if err != nil {
+			return nil, err
 		}
+		s.refresh(k, b, dir)
+		list = append(list, localstore.Base{Digest: k.digest, Kind: k.kind, Complete: !b.partial, Bytes: b.bytes, Taken: s.taken(k, b)})
 	}
-	sort.Strings(list)
+	slices.SortFunc(list, func(a, b localstore.Base) int {
+		return cmp.Or(cmp.Compare(a.Digest, b.Digest), cmp.Compare(a.Kind, b.Kind))
+	})
 	return list, nil
 }
 

@@ -22,16 +22,16 @@ type reservation struct {
 }
 
 // Reserve implements localstore.Store.
-func (s *Store) Reserve(_ context.Context, what string, counted, now int64) (localstore.Reservation, error) {
+func (s *Store) Reserve(ctx context.Context, what string, counted, now int64) (localstore.Reservation, error) {
 	r := &reservation{store: s, what: what}
-	if err := r.add(usage{counted, now}); err != nil {
+	if err := r.add(ctx, usage{counted, now}); err != nil {
 		return nil, err
 	}
 	return r, nil
 }
 
-func (r *reservation) Grow(_ context.Context, bytes int64) error {
-	if err := r.add(usage{bytes, bytes}); err != nil {
+func (r *reservation) Grow(ctx context.Context, bytes int64) error {
+	if err := r.add(ctx, usage{bytes, bytes}); err != nil {
 		return err
 	}
 	// Written at once, so the file system counts it from here on.
@@ -42,12 +42,13 @@ func (r *reservation) Grow(_ context.Context, bytes int64) error {
 	return nil
 }
 
-func (r *reservation) add(more usage) error {
+func (r *reservation) add(ctx context.Context, more usage) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	kept := map[baseKey]bool{}
 	for {
 		short, err := s.short(r.what, more)
 		if err != nil {
@@ -56,13 +57,20 @@ func (r *reservation) add(more usage) error {
 		if short == nil {
 			break
 		}
-		key, ok := s.leastUsed()
+		key, ok := s.leastUsed(kept)
 		if !ok {
+			if waited, err := s.evicted(ctx, ""); err != nil {
+				return err
+			} else if waited {
+				continue
+			}
 			return short
 		}
-		if err := s.evict(key); err != nil {
+		gone, err := s.giveUp(ctx, key)
+		if err != nil {
 			return s.errorf(err)
 		}
+		kept[key] = !gone
 	}
 	s.reserved.counted += more.counted
 	s.reserved.now += more.now
@@ -87,7 +95,7 @@ func (s *Store) short(what string, more usage) (error, error) {
 	if err := s.Statfs(s.Root, &st); err != nil {
 		return nil, s.errorf(err)
 	}
-	if free := int64(st.Bavail)*int64(st.Bsize) - s.reserved.now; more.now > free {
+	if free := int64(st.Bavail)*int64(st.Bsize) - s.reserved.now - s.owed(); more.now > free {
 		return fault.Errorf(fault.OutOfSpace, "%s: needs %d bytes on the local store %s, %d are free", what, more.now, s.Root, max(0, free)), nil
 	}
 	if free := s.Max - s.counted(); s.Max > 0 && more.counted > free {
@@ -108,29 +116,6 @@ func (s *Store) counted() int64 {
 	return n
 }
 
-// leastUsed is the base to evict first, among those that nobody uses.
-func (s *Store) leastUsed() (baseKey, bool) {
-	used := map[string]bool{}
-	for _, m := range s.machines {
-		for _, d := range m.Bases {
-			used[d] = true
-		}
-	}
-	var (
-		oldest baseKey
-		found  bool
-	)
-	for k, b := range s.bases {
-		if used[k.digest] || s.pins[k.digest] > 0 {
-			continue
-		}
-		if !found || b.used.Before(s.bases[oldest].used) {
-			oldest, found = k, true
-		}
-	}
-	return oldest, found
-}
-
 // Capacity implements localstore.Store. With LS_MAX, used is what is counted against it: bases, and what machines'
 // disks may grow to. Without, it is what the file system says.
 func (s *Store) Capacity(context.Context) (disk.Capacity, error) {
@@ -141,7 +126,7 @@ func (s *Store) Capacity(context.Context) (disk.Capacity, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	unit := int64(st.Bsize)
-	free := max(0, int64(st.Bavail)*unit-s.reserved.now)
+	free := max(0, int64(st.Bavail)*unit-s.reserved.now-s.owed())
 	if s.Max == 0 {
 		return disk.Capacity{Total: int64(st.Blocks) * unit, Free: free, Used: int64(st.Blocks-st.Bfree) * unit}, nil
 	}
