@@ -5,6 +5,7 @@ import (
 	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/repository"
+	"hayloft/disk/repository/http"
 	"hayloft/disk/repository/path"
 )
 
@@ -14,6 +15,8 @@ func Open(r disk.Repository) (repository.Repository, error) {
 	switch r.Driver {
 	case "path", "":
 		return path.New(r)
+	case "http":
+		return http.New(r)
 	}
 	return nil, fault.Errorf(fault.Unsupported, "datastore %d: no repository driver %q", r.ID, r.Driver)
 }

@@ -2,10 +2,8 @@
 package repositorytest
 
 import (
-	"bytes"
 	"context"
 	"io"
-	"sync"
 	"testing"
 
 	"hayloft/cloud/fault"
@@ -27,7 +25,6 @@ func Run(t *testing.T, open func(t *testing.T) repository.Repository) {
 		{"list", list},
 		{"names", names},
 		{"holes read as zeros", holes},
-		{"concurrent readers", concurrent},
 		{"index beside the object", publish},
 		{"capacity", capacity},
 		{"ended context", ended},
@@ -215,29 +212,6 @@ func holes(t *testing.T, r repository.Repository) {
 			t.Errorf("data at the end: %v", err)
 		}
 	}
-}
-
-func concurrent(t *testing.T, r repository.Repository) {
-	content := bytes.Repeat([]byte("0123456789abcdef"), 50_000)
-	create(t, r, "a", string(content))
-	s, err := r.Open(t.Context(), "a")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	var group sync.WaitGroup
-	for i := range 8 {
-		group.Go(func() {
-			for offset := i * 1000; offset < len(content); offset += 90_000 {
-				b := make([]byte, 5000)
-				n, err := s.ReadAt(b, int64(offset))
-				if err != nil && err != io.EOF || !bytes.Equal(b[:n], content[offset:offset+n]) {
-					t.Errorf("at %d: %d, %v", offset, n, err)
-				}
-			}
-		})
-	}
-	group.Wait()
 }
 
 func publish(t *testing.T, r repository.Repository) {
