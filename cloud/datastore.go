@@ -18,7 +18,7 @@ type Datastore struct {
 	GID      int               `json:"gid"`
 	Type     DatastoreType     `json:"type"`
 	Driver   string            `json:"driver"`    // "path"
-	BasePath string            `json:"base_path"` // directory, for "path"
+	BasePath string            `json:"base_path"` // directory, for "path"; URL, for "http"
 	Clusters []int             `json:"clusters"`
 	Template template.Template `json:"template"`
 }
@@ -41,6 +41,7 @@ type Image struct {
 	Size        int64             `json:"size"`                   // virtual size
 	ObjectSize  int64             `json:"object_size,omitempty"`  // bytes of the object in the repository; raw: as Size
 	StoredBytes int64             `json:"stored_bytes,omitempty"` // allocated in the repository
+	Registered  bool              `json:"registered,omitempty"`   // the object was there before: its content is not Hayloft's to delete
 	SavedFrom   *SavedFrom        `json:"saved_from,omitempty"`   // made by disk-saveas
 	Error       string            `json:"error,omitempty"`
 	ErrorClass  string            `json:"error_class,omitempty"` // of Error, see fault.Class
@@ -74,6 +75,29 @@ func (i *Image) Tree() bool {
 	}
 	return false
 }
+
+// Prefetch is the wish to have an image on a host before a machine there needs it.
+type Prefetch struct {
+	ImageID int           `json:"image_id"`
+	HostID  int           `json:"host_id"`
+	Serial  uint64        `json:"serial"`         // of the request; a new one begins anew
+	Rate    int64         `json:"rate,omitempty"` // bytes a second; 0: no bound
+	State   PrefetchState `json:"state"`
+	Done    int64         `json:"done,omitempty"` // bytes
+	Total   int64         `json:"total,omitempty"`
+	Error   string        `json:"error,omitempty"`
+	Time    int64         `json:"time"` // Unix seconds of the request
+}
+
+// PrefetchState is how far a Prefetch is.
+type PrefetchState string
+
+// The states. The host is told of those that are wanted.
+const (
+	PrefetchWanted PrefetchState = "wanted"
+	PrefetchDone   PrefetchState = "done"
+	PrefetchFailed PrefetchState = "failed"
+)
 
 // VMTemplate is what machines are made from.
 type VMTemplate struct {

@@ -23,7 +23,8 @@ const (
 	EventTerminate        Event = "terminate"
 	EventTerminateHard    Event = "terminate-hard"
 	EventSaveas           Event = "saveas"
-	EventResize           Event = "resize" // CPU, VCPU, MEMORY
+	EventResize           Event = "resize"     // CPU, VCPU, MEMORY
+	EventDiskCache        Event = "disk-cache" // CACHE_MODE, CACHE_SIZE, PRELOAD_SIZE of a disk, from the next start on
 	EventResched          Event = "resched"
 	EventUnresched        Event = "unresched"
 )

@@ -9,6 +9,7 @@ const (
 	KindTemplate  = "template"
 	KindVM        = "vm"
 	KindNetwork   = "network"
+	KindPrefetch  = "prefetch"
 )
 
 // Host is a machine that runs an agent.
@@ -25,8 +26,16 @@ type Host struct {
 	Error      string            `json:"error,omitempty"`
 	Session    string            `json:"session,omitempty"`    // of its agent with a server, "" when it has none
 	Bases      []string          `json:"bases,omitempty"`      // digests of the images it holds complete
+	Partial    []PartialBase     `json:"partial,omitempty"`    // images it holds in part
 	Orphans    []int             `json:"orphans,omitempty"`    // machines found there that nobody ordered
 	Attributes map[string]string `json:"attributes,omitempty"` // the administrator's, RESERVED_CPU and RESERVED_MEM among them
+}
+
+// PartialBase is an image of which a host holds some chunks. Bytes of data, zeros not counted.
+type PartialBase struct {
+	Digest  string `json:"digest"`
+	Present int64  `json:"present"`
+	Total   int64  `json:"total"`
 }
 
 // HostHypervisor is what a host can run.

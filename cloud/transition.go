@@ -19,6 +19,8 @@ var (
 	startable  = []Phase{At(StatePending), At(StateHold)}
 	unresizing = []Phase{At(StateInit), At(StatePending), At(StateHold), At(StatePoweroff), At(StateUndeployed),
 		At(StateCloning), At(StateCloningFailure)}
+	recaching = []Phase{At(StatePending), At(StateHold), At(StatePoweroff), At(StateStopped), At(StateUndeployed)}
+
 	running = Active(LCMRunning)
 	unknown = Active(LCMUnknown)
 )
@@ -157,6 +159,9 @@ func expand() []Transition {
 	}
 	for _, p := range unresizing {
 		add(p, EventResize, p)
+	}
+	for _, p := range recaching {
+		add(p, EventDiskCache, p)
 	}
 	for _, p := range []Phase{running, unknown, At(StatePoweroff)} {
 		add(p, EventResched, p)

@@ -87,6 +87,7 @@ func TestPaths(t *testing.T) {
 		"save as fails":           {At(StateStopped), []Event{"saveas", "saveas-failed"}, At(StateStopped)},
 		"live resize":             {running, []Event{"resize", "resize-failed"}, running},
 		"resize":                  {At(StatePoweroff), []Event{"resize"}, At(StatePoweroff)},
+		"cache of a disk":         {At(StateStopped), []Event{"disk-cache", "resume", "disk-cache", "hold", "disk-cache"}, At(StateHold)},
 		"reboot":                  {running, []Event{"reboot", "reboot-hard"}, running},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -107,6 +108,8 @@ func TestRefused(t *testing.T) {
 		{Active(LCMProlog), EventTerminate, "This action is not available for state PROLOG"},
 		{Active(LCMUnknown), EventReboot, "This action is not available for state UNKNOWN"},
 		{At(StatePoweroff), EventSuspend, "This action is not available for state POWEROFF"},
+		{At(StateSuspended), EventDiskCache, "This action is not available for state SUSPENDED"},
+		{running, EventDiskCache, "This action is not available for state RUNNING"},
 		{At(StateSuspended), EventResize, "This action is not available for state SUSPENDED"},
 		{Active(LCMRunning), EventDeploy, "Deploy action is not available for state RUNNING"},
 		{At(StatePending), "dance", "This action is not available for state PENDING"},

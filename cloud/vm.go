@@ -36,6 +36,7 @@ type VM struct {
 	UserTemplate template.Template `json:"user_template"`  // the rest
 	Hold         bool              `json:"hold,omitempty"` // was created to be held
 	Error        string            `json:"error,omitempty"`
+	Warning      string            `json:"warning,omitempty"`       // while it is off: what its repositories have not got yet
 	SchedMessage string            `json:"sched_message,omitempty"` // why it is not placed, host by host
 	Shutdown     int               `json:"shutdown_seconds,omitempty"`
 
@@ -61,7 +62,9 @@ func (vm *VM) ImageIDs() []int {
 		}
 	}
 	for _, d := range vm.Disks {
-		add(d.ImageID)
+		if !d.Released {
+			add(d.ImageID)
+		}
 	}
 	for _, f := range []*FileImage{vm.OS.Kernel, vm.OS.Initrd} {
 		if f != nil {
@@ -152,14 +155,33 @@ type Disk struct {
 	Volatile    string `json:"volatile,omitempty"` // fs, swap
 	FS          string `json:"fs,omitempty"`
 	Mode        string `json:"cache_mode,omitempty"`
+	CacheSize   int64  `json:"cache_size,omitempty"` // bytes; 0: as the image
+	Preload     int64  `json:"preload,omitempty"`    // bytes; PreloadAuto: by the boot profile
+	Released    bool   `json:"released,omitempty"`   // the persistent image was taken from the machine: see image release
 }
 
 // LocalBytes is how much of a host's local store the disk may come to need for itself.
 func (d *Disk) LocalBytes() int64 {
-	if d.Persistent || d.ReadOnly || d.CDROM {
+	switch {
+	case d.Persistent && (d.Mode == "" || d.Mode == CacheNone):
+		return 0
+	case d.Persistent && d.CacheSize > 0:
+		return min(d.CacheSize, d.Size)
+	case !d.Persistent && (d.ReadOnly || d.CDROM):
 		return 0
 	}
 	return d.Size
+}
+
+// BaseBytes is how much the image that the disk is a clone of may come to take on a host, shared by all its clones.
+func (d *Disk) BaseBytes() int64 {
+	switch {
+	case d.Digest == "" || d.Persistent || d.Mode == CacheNone:
+		return 0
+	case d.CacheSize > 0:
+		return min(d.CacheSize, d.ImageSize)
+	}
+	return d.ImageSize
 }
 
 // NIC is one network card of a machine with its lease.

@@ -37,6 +37,7 @@ type Inventory struct {
 	vms        rows[cloud.VM]
 	networks   rows[cloud.Network]
 	leases     map[string]cloud.Lease // by key
+	prefetches map[string]prefetch    // by key
 	onHost     map[int]map[int]bool   // host id -> vm ids
 	subs       map[*Subscription]bool
 
@@ -99,6 +100,7 @@ func (inv *Inventory) reload(ctx context.Context) error {
 	inv.datastores, inv.images = rows[cloud.Datastore]{}, rows[cloud.Image]{}
 	inv.templates, inv.vms, inv.networks = rows[cloud.VMTemplate]{}, rows[cloud.VM]{}, rows[cloud.Network]{}
 	inv.leases, inv.onHost = map[string]cloud.Lease{}, map[int]map[int]bool{}
+	inv.prefetches = map[string]prefetch{}
 	for _, rec := range records {
 		inv.applyOne(store.Event{Record: rec})
 	}
@@ -145,6 +147,11 @@ func (inv *Inventory) applyOne(e store.Event) {
 		id, err = inv.setVM(e)
 	case KindLease:
 		err = inv.setLease(e)
+	case cloud.KindPrefetch: // a change of the host's wishes, and of what is to be shown of the image
+		var image int
+		if image, id, err = inv.setPrefetch(e); err == nil {
+			inv.tell(Change{Kind: cloud.KindImage, ID: image})
+		}
 	default:
 		return
 	}
@@ -152,8 +159,13 @@ func (inv *Inventory) applyOne(e store.Event) {
 		inv.log.Error("record ignored", "key", e.Key, "error", err)
 		return
 	}
+	inv.tell(Change{Kind: kind, ID: id, Deleted: e.Deleted})
+}
+
+// tell gives subscribers a change, under the lock.
+func (inv *Inventory) tell(c Change) {
 	for sub := range inv.subs {
-		sub.add(Change{Kind: kind, ID: id, Deleted: e.Deleted})
+		sub.add(c)
 	}
 }
 

@@ -40,6 +40,9 @@ func Apply(vm *cloud.VM, e cloud.Event, now time.Time) error {
 	case to == cloud.Active(cloud.LCMRunning):
 		vm.Error = ""
 	}
+	if to.State != cloud.StatePoweroff {
+		vm.Warning = ""
+	}
 	return nil
 }
 
@@ -55,7 +58,7 @@ func order(vm *cloud.VM, e cloud.Event, from, to cloud.Phase) {
 	case cloud.EventRecoverFailure:
 		o.Goal = GoalNone
 	case cloud.EventSaveas, cloud.EventSaveasDone, cloud.EventSaveasFailed, cloud.EventResched, cloud.EventUnresched,
-		cloud.EventLost, cloud.EventFound:
+		cloud.EventDiskCache, cloud.EventLost, cloud.EventFound:
 		return
 	default:
 		if goal, keep := goalOf(to); !keep {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"hayloft/cloud"
+	"hayloft/cloud/fault"
 	"hayloft/wire"
 )
 
@@ -100,14 +101,20 @@ func machine(vm *cloud.VM, c Catalog) (*wire.Machine, error) {
 
 func diskOf(d cloud.Disk, c Catalog) (*wire.Disk, error) {
 	w := &wire.Disk{Id: int32(d.ID), Size: d.Size, ReadOnly: d.ReadOnly, Cdrom: d.CDROM, Target: d.Target, Cache: d.Cache,
-		Discard: d.Discard, VolatileType: d.Volatile, Fs: d.FS, Mode: d.Mode}
+		Discard: d.Discard, VolatileType: d.Volatile, Fs: d.FS, Mode: d.Mode, CacheSize: d.CacheSize, Preload: d.Preload}
 	if d.ImageID < 0 {
 		return w, nil
 	}
-	repository, err := wireRepository(c, d.DatastoreID)
+	ds, err := c.Datastore(d.DatastoreID)
 	if err != nil {
 		return nil, err
 	}
+	fill, rate, err := FillOf(ds.Template)
+	if err != nil {
+		return nil, fault.Errorf(fault.ClassOf(err), "datastore %d: %w", ds.ID, err)
+	}
+	w.NoFill, w.FillRate = !fill, rate
+	repository := repositoryOf(&ds)
 	w.Image = &wire.Image{Id: int64(d.ImageID), Name: d.Image, Repository: repository, Source: d.Source, Format: d.Format,
 		Digest: d.Digest, Size: d.ImageSize, Persistent: d.Persistent}
 	return w, nil
@@ -130,7 +137,7 @@ func wireRepository(c Catalog, id int) (*wire.Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &wire.Repository{Id: int64(ds.ID), Driver: ds.Driver, Path: ds.BasePath}, nil
+	return repositoryOf(&ds), nil
 }
 
 func nic(n cloud.NIC, c Catalog) (*wire.NIC, error) {

@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"fmt"
 
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
@@ -45,6 +46,21 @@ func (c *Controller) cloneStep(vm *cloud.VM) error {
 	}
 	for i := range images {
 		vm.Resolve(&images[i])
+	}
+	for i := range vm.Disks { // what could not be checked before the images had a format and a size
+		d := &vm.Disks[i]
+		ds, err := c.inv.Datastore(d.DatastoreID)
+		if d.ImageID < 0 || err != nil {
+			continue
+		}
+		if err := d.CheckCache(vm.Hypervisor, ds.Driver); err != nil {
+			message := fmt.Sprintf("DISK %d: %v", d.ID, err)
+			if err := Apply(vm, cloud.EventCloneFailed, c.now()); err != nil {
+				return err
+			}
+			vm.Error = message
+			return nil
+		}
 	}
 	e := cloud.EventCloneDone
 	if vm.Hold {

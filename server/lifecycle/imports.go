@@ -9,9 +9,7 @@ import (
 
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
-	"hayloft/disk"
 	"hayloft/disk/repository"
-	"hayloft/disk/repository/drivers"
 	"hayloft/image"
 	"hayloft/server/inventory"
 	"hayloft/store"
@@ -89,17 +87,13 @@ func (m *importers) open(img cloud.Image) (repository.Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	return openRepository(ds)
-}
-
-func openRepository(ds cloud.Datastore) (repository.Repository, error) {
-	return drivers.Open(disk.Repository{ID: ds.ID, Driver: ds.Driver, Path: ds.BasePath})
+	return OpenRepository(ds)
 }
 
 // sweep removes from all datastores what servers and agents that died left unfinished.
 func (m *importers) sweep(ctx context.Context) {
 	for _, ds := range m.c.inv.AllDatastores() {
-		repo, err := openRepository(ds)
+		repo, err := OpenRepository(ds)
 		if err == nil {
 			if sweeper, ok := repo.(repository.Sweeper); ok {
 				err = sweeper.Sweep(ctx, "")
@@ -149,8 +143,11 @@ func (m *importers) content(ctx context.Context, img cloud.Image) (image.Info, e
 	if err != nil {
 		return image.Info{}, err
 	}
+	if img.Registered {
+		return register(ctx, repo, img)
+	}
 	// Half of an earlier attempt may be there.
-	for _, name := range []string{image.IndexName(img.Source), img.Source} {
+	for _, name := range []string{image.ProfileName(img.Source), image.IndexName(img.Source), img.Source} {
 		if err := repo.Delete(ctx, name); err != nil && !fault.Is(err, fault.NotFound) {
 			return image.Info{}, err
 		}
@@ -198,8 +195,12 @@ func (m *importers) remove(ctx context.Context, img cloud.Image) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{img.Source, image.IndexName(img.Source)} {
-		if err := repo.Delete(ctx, name); err != nil && !fault.Is(err, fault.NotFound) {
+	for _, name := range objects(img) {
+		err := repo.Delete(ctx, name)
+		if img.Registered && (fault.Is(err, fault.Unsupported) || fault.Is(err, fault.Permission)) {
+			continue // a repository that is only read from has nothing of Hayloft's
+		}
+		if err != nil && !fault.Is(err, fault.NotFound) {
 			_, _, recorded := m.c.inv.Images.Update(ctx, img.ID, func(now *cloud.Image) error {
 				now.State, now.Error = cloud.ImageStateError, "deletion: "+err.Error()
 				return nil
@@ -214,8 +215,16 @@ func (m *importers) remove(ctx context.Context, img cloud.Image) error {
 	if err != nil {
 		return err
 	}
-	revision, err = m.c.inv.Store.Txn(ctx, []store.Cond{m.c.fence, m.c.inv.Images.Cond(img.ID, revision)}, []store.Op{
-		m.c.inv.Images.DelOp(img.ID), store.Del(inventory.NameKey(cloud.KindImage, img.UID, img.Name))})
+	ops := []store.Op{m.c.inv.Images.DelOp(img.ID), store.Del(inventory.NameKey(cloud.KindImage, img.UID, img.Name))}
+	wishes := m.c.inv.DropPrefetches(func(p cloud.Prefetch) bool { return p.ImageID == img.ID })
+	for len(wishes) > store.MaxOps-len(ops) {
+		if _, err := m.c.inv.Store.Txn(ctx, []store.Cond{m.c.fence}, wishes[:store.MaxOps]); err != nil {
+			return err
+		}
+		wishes = wishes[store.MaxOps:]
+	}
+	ops = append(ops, wishes...)
+	revision, err = m.c.inv.Store.Txn(ctx, []store.Cond{m.c.fence, m.c.inv.Images.Cond(img.ID, revision)}, ops)
 	if err != nil {
 		return err
 	}

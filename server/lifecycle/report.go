@@ -63,6 +63,9 @@ func ApplyReport(vm *cloud.VM, r *wire.MachineReport, now time.Time) (changed bo
 	if message := trouble(r); message != "" && changed {
 		vm.Error = message
 	}
+	if vm.State == cloud.StatePoweroff && r.Phase == wire.Phase_PHASE_OFF && vm.Warning != r.Warning {
+		vm.Warning, changed = r.Warning, true
+	}
 	return timing(vm, r) || changed
 }
 

@@ -31,7 +31,7 @@ func (t *Txn) VM(inv *inventory.Inventory, before, after *cloud.VM, revision int
 			t.Ops = append(t.Ops, store.Del(inventory.LeaseKey(n.NetworkID, n.Range, n.Index)))
 		}
 		for _, d := range after.Disks {
-			if d.Persistent {
+			if d.Persistent && !d.Released {
 				t.Ops = append(t.Ops, store.Del(inventory.PersistentKey(d.ImageID)))
 			}
 		}

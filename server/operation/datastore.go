@@ -2,6 +2,7 @@ package operation
 
 import (
 	"context"
+	"net/url"
 	"path/filepath"
 	"strconv"
 
@@ -16,7 +17,8 @@ func idText(id int) []byte { return []byte(strconv.Itoa(id)) }
 func datastorePath(base string, id int) string { return filepath.Join(base, strconv.Itoa(id)) }
 
 // CreateDatastore makes a datastore from a template: NAME, TYPE (IMAGE_DS, SYSTEM_DS, FILE_DS), DS_MAD
-// (path; fs and shared are OpenNebula's names for it) and BASE_PATH.
+// (path; fs and shared are OpenNebula's names for it; http, which is only read from), BASE_PATH, and for its images
+// the defaults CACHE_MODE, CACHE_SIZE, PRELOAD_SIZE, CACHE_FILL and CACHE_FILL_RATE.
 func (o *Operations) CreateDatastore(ctx context.Context, t template.Template, cluster int) (int, error) {
 	name, err := o.name(t, "datastore")
 	if err != nil {
@@ -29,15 +31,25 @@ func (o *Operations) CreateDatastore(ctx context.Context, t template.Template, c
 		}
 	}
 	driver, _ := t.Get("DS_MAD")
+	path, _ := t.Get("BASE_PATH")
 	switch driver {
 	case "", "fs", "shared", "path":
 		driver = "path"
+		if !filepath.IsAbs(path) || filepath.Clean(path) != path {
+			return 0, fault.Errorf(fault.Invalid, "datastore %s: BASE_PATH %q is not a clean absolute path", name, path)
+		}
+	case "http":
+		if err := checkURL(path); err != nil {
+			return 0, fault.Errorf(fault.ClassOf(err), "datastore %s: %w", name, err)
+		}
+		if kind == cloud.DatastoreTypeSystem {
+			return 0, fault.Errorf(fault.Unsupported, "datastore %s: a SYSTEM_DS is written to, and driver http only reads", name)
+		}
 	default:
-		return 0, fault.Errorf(fault.Unsupported, "datastore %s: DS_MAD %q is not supported; path is", name, driver)
+		return 0, fault.Errorf(fault.Unsupported, "datastore %s: DS_MAD %q is not supported; path and http are", name, driver)
 	}
-	path, _ := t.Get("BASE_PATH")
-	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
-		return 0, fault.Errorf(fault.Invalid, "datastore %s: BASE_PATH %q is not a clean absolute path", name, path)
+	if err := checkCaching(cloud.KindDatastore, name, t); err != nil {
+		return 0, err
 	}
 	for _, other := range o.Inv.AllDatastores() {
 		if other.Driver == driver && other.BasePath == path {
@@ -56,6 +68,60 @@ func (o *Operations) CreateDatastore(ctx context.Context, t template.Template, c
 			return cloud.Datastore{ID: id, Name: name, Type: kind, Driver: driver, BasePath: path, Clusters: []int{cluster}, Template: t}, nil, nil, nil
 		},
 	})
+}
+
+// checkURL refuses what is not the address of a directory on a web server, and names and passwords in it, which
+// everybody could read.
+func checkURL(text string) error {
+	u, err := url.Parse(text)
+	switch {
+	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
+		return fault.Errorf(fault.Invalid, "BASE_PATH %q is not a URL of the form http://host/path or https://host/path", text)
+	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
+		return fault.Errorf(fault.Invalid, "BASE_PATH must be a URL without user, query and fragment")
+	}
+	return nil
+}
+
+// fixedInDatastores are attributes that a datastore has for life.
+var fixedInDatastores = []string{"NAME", "TYPE", "DS_MAD", "BASE_PATH"}
+
+// UpdateDatastore replaces a datastore's template, or merges into it. What makes the datastore what it is stays. New
+// defaults of caching hold for machines that are made from then on, CACHE_FILL for those that start.
+func (o *Operations) UpdateDatastore(ctx context.Context, id int, t template.Template, merge bool) error {
+	_, revision, err := o.Inv.Datastores.Update(ctx, id, func(d *cloud.Datastore) error {
+		next, err := updated(d.Template, t, merge, fixedInDatastores)
+		if err != nil {
+			return fault.Errorf(fault.Invalid, "datastore %s: %w", d.Name, err)
+		}
+		d.Template = next
+		return checkCaching(cloud.KindDatastore, d.Name, next)
+	})
+	if err != nil {
+		return err
+	}
+	return o.Inv.WaitFor(ctx, revision)
+}
+
+// updated is a template after an update. Attributes in fixed stay; to ask for another value is an error.
+func updated(before, change template.Template, merge bool, fixed []string) (template.Template, error) {
+	next := change.Clone()
+	for _, name := range fixed {
+		was, _ := before.Get(name)
+		if value, ok := next.Get(name); ok && value != was {
+			return next, fault.Errorf(fault.Invalid, "%s cannot be changed by an update", name)
+		}
+		next.Delete(name)
+		if value, ok := before.Get(name); ok && !merge {
+			next.Set(name, value)
+		}
+	}
+	if !merge {
+		return next, nil
+	}
+	all := before.Clone()
+	all.Merge(next)
+	return all, nil
 }
 
 // DeleteDatastore deletes a datastore that holds no image. The directory stays.

@@ -2,15 +2,12 @@ package operation
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
 	"hayloft/cloud/template"
 )
-
-var cacheModes = []string{"", "NONE", "AROUND", "THRU", "BACK", "OFFLINE"}
 
 // disks reads all DISK vectors, resolves their images, and finds out the hypervisor if it was not named.
 func (o *Operations) disks(t template.Template, vm *cloud.VM) error {
@@ -49,9 +46,9 @@ func (o *Operations) disk(id int, v template.Vector, vm *cloud.VM) (cloud.Disk, 
 	if d.ReadOnly, _, err = v.Bool("READONLY"); err != nil {
 		return d, err
 	}
-	d.Mode, _ = v.Get("CACHE_MODE")
-	if d.Mode = strings.ToUpper(d.Mode); !slices.Contains(cacheModes, d.Mode) {
-		return d, fault.Errorf(fault.Invalid, "CACHE_MODE %q is none of NONE, AROUND, THRU, BACK, OFFLINE", d.Mode)
+	own, err := cachingOf(v)
+	if err != nil {
+		return d, err
 	}
 	imageID, hasID, err := v.Int("IMAGE_ID")
 	if err != nil {
@@ -61,7 +58,7 @@ func (o *Operations) disk(id int, v template.Vector, vm *cloud.VM) (cloud.Disk, 
 	if !hasID && !named {
 		return volatile(d, v, sized)
 	}
-	return o.imageDisk(d, reference{imageID, hasID, name}, sized, vm)
+	return o.imageDisk(d, own, reference{imageID, hasID, name}, sized, vm)
 }
 
 func volatile(d cloud.Disk, v template.Vector, sized bool) (cloud.Disk, error) {
@@ -73,11 +70,16 @@ func volatile(d cloud.Disk, v template.Vector, sized bool) (cloud.Disk, error) {
 	if !sized {
 		return d, fault.Errorf(fault.Invalid, "a volatile disk needs SIZE")
 	}
+	for _, name := range cacheAttributes {
+		if _, ok := v.Get(name); ok {
+			return d, fault.Errorf(fault.Unsupported, "%s is for disks with an image, and this one is volatile", name)
+		}
+	}
 	d.FS, _ = v.Get("FS")
 	return d, nil
 }
 
-func (o *Operations) imageDisk(d cloud.Disk, r reference, sized bool, vm *cloud.VM) (cloud.Disk, error) {
+func (o *Operations) imageDisk(d cloud.Disk, own caching, r reference, sized bool, vm *cloud.VM) (cloud.Disk, error) {
 	img, err := o.findImage(r)
 	if err != nil {
 		return d, err
@@ -112,15 +114,6 @@ func (o *Operations) imageDisk(d cloud.Disk, r reference, sized bool, vm *cloud.
 			return d, fault.Errorf(fault.Invalid, "%s cannot be a disk of a machine with HYPERVISOR %s: %s", what, vm.Hypervisor, why)
 		}
 	}
-	if d.Mode == "" {
-		mode, _ := img.Template.Get("CACHE_MODE")
-		if d.Mode = strings.ToUpper(mode); mode == "" {
-			if ds, err := o.Inv.Datastore(img.DatastoreID); err == nil {
-				mode, _ = ds.Template.Get("CACHE_MODE")
-				d.Mode = strings.ToUpper(mode)
-			}
-		}
-	}
 	switch {
 	case sized && (d.Persistent || d.CDROM):
 		return d, fault.Errorf(fault.Invalid, "%s is persistent or a CDROM: SIZE cannot be set", what)
@@ -129,18 +122,10 @@ func (o *Operations) imageDisk(d cloud.Disk, r reference, sized bool, vm *cloud.
 	case !sized:
 		d.Size = img.Size
 	}
-	return d, supportedMode(d, what)
-}
-
-// supportedMode refuses what this version's one way of caching cannot serve.
-func supportedMode(d cloud.Disk, what string) error {
-	switch {
-	case d.Persistent && d.Mode != "" && d.Mode != "NONE":
-		return fault.Errorf(fault.Unsupported, "%s: CACHE_MODE %s is not supported for persistent images; NONE is", what, d.Mode)
-	case !d.Persistent && d.Mode != "" && d.Mode != "OFFLINE":
-		return fault.Errorf(fault.Unsupported, "%s: CACHE_MODE %s is not supported for clones; OFFLINE (the whole image is copied first) is", what, d.Mode)
+	if err := o.cacheDisk(&d, own, &img, vm.Hypervisor); err != nil {
+		return d, fault.Errorf(fault.ClassOf(err), "%s: %w", what, err)
 	}
-	return nil
+	return d, nil
 }
 
 const defaultPrefix = "vd"

@@ -40,6 +40,8 @@ func (o *Operations) DeleteHost(ctx context.Context, id int) error {
 			return fault.Errorf(fault.Busy, "host %s has %d machines, vm %d among them", h.Name, len(vms), vms[0].ID)
 		}
 		return nil
+	}, func() []store.Op {
+		return o.Inv.DropPrefetches(func(p cloud.Prefetch) bool { return p.HostID == id })
 	})
 }
 

@@ -15,8 +15,10 @@ import (
 const mebi = 1 << 20
 
 // CreateImage registers an image from a template: NAME, PATH (a file or URL that the server reads) or
-// SIZE (MB, for an empty DATABLOCK or OS), TYPE, PERSISTENT, DEV_PREFIX, FORMAT, and DIGEST
-// (ALGORITHM:HEX) that the file must have. The image is LOCKED until its content has been taken in.
+// SIZE (MB, for an empty DATABLOCK or OS) or SOURCE (an object that is in the datastore already, with its index beside
+// it, and stays as it is), TYPE, PERSISTENT, DEV_PREFIX, FORMAT, and DIGEST (ALGORITHM:HEX) that the file must have
+// (SOURCE: the digest of its index). CACHE_MODE, CACHE_SIZE and PRELOAD_SIZE are defaults for its disks. The image is
+// LOCKED until its content has been taken in.
 func (o *Operations) CreateImage(ctx context.Context, t template.Template, datastore int) (int, error) {
 	img, err := o.imageOf(t)
 	if err != nil {
@@ -41,6 +43,9 @@ func (o *Operations) CreateImage(ctx context.Context, t template.Template, datas
 			img.Name, img.Type, want, ds.Name, ds.Type)
 	}
 	img.DatastoreID, img.RegTime, img.State = datastore, o.Now().Unix(), cloud.ImageStateLocked
+	if err := o.place(&img, &ds); err != nil {
+		return 0, fault.Errorf(fault.ClassOf(err), "image %s: %w", img.Name, err)
+	}
 	return o.newImage(ctx, img, nil)
 }
 
@@ -50,7 +55,10 @@ func (o *Operations) newImage(ctx context.Context, img cloud.Image, with func(id
 	return create(ctx, o, creation[cloud.Image]{
 		table: o.Inv.Images, owner: img.UID, name: img.Name,
 		build: func(id int) (cloud.Image, []store.Cond, []store.Op, error) {
-			img.ID, img.Source = id, fmt.Sprintf("image-%d", id)
+			img.ID = id
+			if !img.Registered {
+				img.Source = fmt.Sprintf("image-%d", id)
+			}
 			if saved != nil {
 				img.SavedFrom = &cloud.SavedFrom{VM: saved.VM, Disk: saved.Disk, Operation: uint64(id) + 1}
 			}
@@ -73,6 +81,9 @@ func (o *Operations) imageOf(t template.Template) (cloud.Image, error) {
 		return cloud.Image{}, err
 	}
 	img := cloud.Image{Name: name, Template: t}
+	if err := checkCaching(cloud.KindImage, name, t); err != nil {
+		return img, err
+	}
 	bad := func(format string, args ...any) (cloud.Image, error) {
 		return img, fault.Errorf(fault.Invalid, "image "+name+": "+format, args...)
 	}
@@ -88,6 +99,9 @@ func (o *Operations) imageOf(t template.Template) (cloud.Image, error) {
 	if !strings.Contains(img.Path, "://") && img.Path != "" && !filepath.IsAbs(img.Path) {
 		return bad("PATH %q is not an absolute path", img.Path)
 	}
+	if img.Source, img.Registered = t.Get("SOURCE"); img.Registered {
+		return registered(img, t)
+	}
 	size, sized, err := t.Int("SIZE")
 	if err != nil {
 		return bad("%w", err)
@@ -95,7 +109,7 @@ func (o *Operations) imageOf(t template.Template) (cloud.Image, error) {
 	img.Size = int64(size) * mebi
 	switch {
 	case img.Path == "" && !sized:
-		return bad("needs PATH, or SIZE for an empty one")
+		return bad("needs PATH, SOURCE, or SIZE for an empty one")
 	case img.Path == "" && (size <= 0 || size > 1<<24):
 		return bad("SIZE is %d MB", size)
 	case img.Path == "" && img.Type != cloud.ImageTypeDatablock && img.Type != cloud.ImageTypeOS:

@@ -10,6 +10,7 @@ import (
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
 	"hayloft/cloud/template"
+	"hayloft/disk/repository"
 	"hayloft/server/inventory"
 	"hayloft/server/scheduler"
 	"hayloft/store"
@@ -21,6 +22,8 @@ type Operations struct {
 	Scheduler scheduler.Scheduler
 	Log       *slog.Logger
 	Now       func() time.Time
+	// Open opens a datastore from this server; nil: lifecycle.OpenRepository.
+	Open func(cloud.Datastore) (repository.Repository, error)
 }
 
 // creation is what every new object needs.
@@ -76,8 +79,8 @@ func create[T any](ctx context.Context, o *Operations, c creation[T]) (int, erro
 }
 
 // remove deletes an object and its name if guard lets it; guard sees a mirror that is at least as new as
-// the object.
-func remove[T any](ctx context.Context, o *Operations, table store.Table[T], id int, name func(*T) string, owner func(*T) int, guard func(*T) error) error {
+// the object. What with gives goes too.
+func remove[T any](ctx context.Context, o *Operations, table store.Table[T], id int, name func(*T) string, owner func(*T) int, guard func(*T) error, with ...func() []store.Op) error {
 	kind := table.Kind()
 	var revision int64
 	err := store.Retry(ctx, func() error {
@@ -95,8 +98,11 @@ func remove[T any](ctx context.Context, o *Operations, table store.Table[T], id 
 		if owner != nil {
 			own = owner(&value)
 		}
-		revision, err = o.Inv.Store.Txn(ctx, []store.Cond{table.Cond(id, at)},
-			[]store.Op{table.DelOp(id), store.Del(inventory.NameKey(kind, own, name(&value)))})
+		ops := []store.Op{table.DelOp(id), store.Del(inventory.NameKey(kind, own, name(&value)))}
+		for _, more := range with {
+			ops = append(ops, more()...)
+		}
+		revision, err = o.Inv.Store.Txn(ctx, []store.Cond{table.Cond(id, at)}, ops)
 		return err
 	})
 	if err != nil {

@@ -171,7 +171,7 @@ func TestBadTemplatesAreNamed(t *testing.T) {
 		base + "DISK=[IMAGE_ID=99]":                 "image 99 does not exist",
 		base + "DISK=[IMAGE=tiny, SIZE=1]":          "SIZE is 1 MB",
 		base + "DISK=[IMAGE=kernel]":                "is a KERNEL, not a disk",
-		base + "DISK=[IMAGE=tiny, CACHE_MODE=BACK]": "CACHE_MODE BACK is not supported",
+		base + "DISK=[IMAGE=tiny, CACHE_MODE=NEAR]": `CACHE_MODE "NEAR" is none of NONE, AROUND`,
 		base + "DISK=[TYPE=fs]":                     "needs SIZE",
 		base + "DISK=[IMAGE=box]\nHYPERVISOR=qemu":  "virtual machines need a disk image",
 		base + "DISK=[IMAGE=tiny]\nHYPERVISOR=lxc":  "containers need an archive",

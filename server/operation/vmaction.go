@@ -33,6 +33,13 @@ func (o *Operations) Action(ctx context.Context, id int, name string) error {
 
 // step applies an event, and sees to it that some host cleans up what lies in the system datastore.
 func (o *Operations) step(vm *cloud.VM, e cloud.Event) error {
+	if e == cloud.EventResume || e == cloud.EventRelease {
+		for _, d := range vm.Disks {
+			if d.Released {
+				return fault.Errorf(fault.WrongState, "image %d (%s) was taken from its disk %d by image release; it can only be terminated", d.ImageID, d.Image, d.ID)
+			}
+		}
+	}
 	stashed := vm.Stashed && vm.HostID < 0
 	if err := lifecycle.Apply(vm, e, o.Now()); err != nil {
 		return err

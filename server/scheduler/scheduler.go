@@ -78,16 +78,43 @@ func (h *Host) demand(vm *cloud.VM) Demand {
 	seen := map[string]bool{}
 	for i := range vm.Disks {
 		disk := &vm.Disks[i]
-		if disk.Digest == "" || disk.Persistent || seen[disk.Digest] || h.has(disk.Digest) {
+		if disk.BaseBytes() == 0 || seen[disk.Digest] || h.has(disk.Digest) {
 			continue
 		}
 		seen[disk.Digest] = true
-		d.DiskMB += int((disk.ImageSize + mebi - 1) / mebi)
+		d.DiskMB += int((disk.BaseBytes() + mebi - 1) / mebi)
 	}
 	return d
 }
 
-func (h *Host) has(digest string) bool { return h.bases[digest] || slices.Contains(h.Bases, digest) }
+// has reports whether the host has set space aside for a base: all of it is counted from its first chunk on.
+func (h *Host) has(digest string) bool {
+	return h.bases[digest] || slices.Contains(h.Bases, digest) ||
+		slices.ContainsFunc(h.Partial, func(p cloud.PartialBase) bool { return p.Digest == digest })
+}
+
+// held is how many bytes of the machine's images are on the host already; partial copies count for what they have.
+func (h *Host) held(vm *cloud.VM) int64 {
+	var bytes int64
+	seen := map[string]bool{}
+	for i := range vm.Disks {
+		d := &vm.Disks[i]
+		if d.Digest == "" || d.Persistent || seen[d.Digest] {
+			continue
+		}
+		seen[d.Digest] = true
+		if slices.Contains(h.Bases, d.Digest) {
+			bytes += d.ImageSize
+			continue
+		}
+		for _, p := range h.Partial {
+			if p.Digest == d.Digest {
+				bytes += min(p.Present, d.ImageSize)
+			}
+		}
+	}
+	return bytes
+}
 
 func (h *Host) learn(digest string) {
 	if h.bases == nil {
@@ -142,7 +169,7 @@ func (s Scheduler) choose(vm *cloud.VM, hosts []*Host) (best *Host, why string) 
 			refusals = append(refusals, "host "+h.Name+" "+reason)
 			continue
 		}
-		if best == nil || rank > bestRank || rank == bestRank && s.better(h, best) {
+		if best == nil || rank > bestRank || rank == bestRank && s.better(vm, h, best) {
 			best, bestRank = h, rank
 		}
 	}
@@ -212,15 +239,14 @@ func hasChipset(h *Host, hypervisor, chipset string) bool {
 	return false
 }
 
-func (s Scheduler) better(a, b *Host) bool {
+// better orders two hosts of the same rank: by load as the policy says, then by what they have of the machine's
+// images, then by id.
+func (s Scheduler) better(vm *cloud.VM, a, b *Host) bool {
 	byLoad := cmp.Compare(load(a), load(b))
 	if s.Policy == Packing {
 		byLoad = -byLoad
 	}
-	if byLoad != 0 {
-		return byLoad < 0
-	}
-	return a.ID < b.ID
+	return cmp.Or(byLoad, -cmp.Compare(a.held(vm), b.held(vm)), cmp.Compare(a.ID, b.ID)) < 0
 }
 
 // load is the fullest of a host's resources, 0 to 1.
