@@ -1,0 +1,227 @@
+package base
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"hayloft/cloud/fault"
+)
+
+// maxStep is how many bytes of one read are brought here at once.
+const maxStep = 4 << 20
+
+var errClosed = fault.Errorf(fault.WrongState, "its cache is closed")
+
+// span is the first and the last chunk of a range that is not empty.
+func (b *base) span(offset int64, length int) (first, last int) {
+	return int(offset >> b.shift), int((offset + int64(length) - 1) >> b.shift)
+}
+
+// read fills p from the data file, after what is missing of it was brought there. missed says whether there was any.
+func (b *base) read(ctx context.Context, p []byte, offset int64) (missed int, err error) {
+	for len(p) > 0 {
+		n := min(len(p), maxStep)
+		m, err := b.step(ctx, p[:n], offset)
+		missed += m
+		if err != nil {
+			return missed, fmt.Errorf("image %s: %w", b.name, err)
+		}
+		p, offset = p[n:], offset+int64(n)
+	}
+	return missed, nil
+}
+
+func (b *base) step(ctx context.Context, p []byte, offset int64) (missed int, err error) {
+	first, last := b.span(offset, len(p))
+	flights, missed, err := b.board(first, last)
+	if err != nil {
+		return missed, err
+	}
+	defer b.leave(flights)
+	for i := first; i <= last; {
+		f := find(flights, i)
+		if f == nil { // a run that is here
+			to := i
+			for to < last && find(flights, to+1) == nil {
+				to++
+			}
+			part, at := b.overlap(p, offset, i, to)
+			if ok, _ := b.readHere(part, at, i, to); !ok {
+				for k := i; k <= to; k++ {
+					part, at := b.overlap(p, offset, k, k)
+					if err := b.readOne(ctx, part, at, k); err != nil {
+						return missed, err
+					}
+				}
+			}
+			i = to + 1
+			continue
+		}
+		if err := b.wait(ctx, f); err != nil {
+			return missed, err
+		}
+		part, at := b.overlap(p, offset, i, i)
+		if f.out {
+			err = b.readOne(ctx, part, at, i)
+		} else {
+			err = b.take(part, at, f, i)
+		}
+		if err != nil {
+			return missed, err
+		}
+		i++
+	}
+	return missed, nil
+}
+
+// overlap is the part of p, which begins at offset of the image, that chunks from first to last cover.
+func (b *base) overlap(p []byte, offset int64, first, last int) (part []byte, at int64) {
+	from := max(offset, int64(first)<<b.shift)
+	to := min(offset+int64(len(p)), int64(last+1)<<b.shift)
+	return p[from-offset : to-offset], from
+}
+
+func find(flights []*flight, i int) *flight {
+	for _, f := range flights {
+		if f.of(i) {
+			return f
+		}
+	}
+	return nil
+}
+
+// take copies from a flight that is done.
+func (b *base) take(p []byte, offset int64, f *flight, i int) error {
+	if err := f.failure(i); err != nil {
+		return err
+	}
+	start, _ := b.index.Range(f.first)
+	copy(p, f.buf[offset-start:])
+	return nil
+}
+
+// board joins or starts the flights of all chunks from first to last that are not here, and counts these chunks.
+// The caller leaves them.
+func (b *base) board(first, last int) (flights []*flight, missed int, err error) {
+	if b.whole.Load() || b.here.all(first, last) {
+		return nil, 0, nil
+	}
+	b.kin()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil, 0, errClosed
+	}
+	for i := first; i <= last; {
+		f := b.flights[i]
+		switch {
+		case b.here.has(i):
+			i++
+			continue
+		case f == nil:
+			f, _ = b.claim(i, last, demand)
+			b.launch(f)
+		}
+		f.waiters++
+		flights = append(flights, f)
+		next := min(last+1, f.first+f.count)
+		missed += next - i
+		i = next
+	}
+	return flights, missed, nil
+}
+
+func (b *base) leave(flights []*flight) {
+	if len(flights) == 0 {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, f := range flights {
+		f.waiters--
+	}
+}
+
+// readHere reads from the data file what chunks from first to last have, unless one of them is not here. broken says
+// that the file cannot be read.
+func (b *base) readHere(p []byte, offset int64, first, last int) (ok, broken bool) {
+	if b.capacity > 0 {
+		b.punching.RLock()
+		defer b.punching.RUnlock()
+	}
+	if !b.present(first, last) {
+		return false, false
+	}
+	n, err := b.data.ReadAt(p, offset)
+	if n < len(p) {
+		b.degrade("read", err)
+	}
+	return n == len(p), n < len(p)
+}
+
+// present reports whether all chunks from first to last are here, and has them count as used.
+func (b *base) present(first, last int) bool {
+	if b.whole.Load() {
+		return true
+	}
+	if b.used != nil {
+		for i := first; i <= last; i++ {
+			b.used.set(i)
+		}
+	}
+	return b.here.all(first, last)
+}
+
+// readOne reads a part of chunk i, however often that is evicted meanwhile, and past a file that cannot be read.
+func (b *base) readOne(ctx context.Context, p []byte, offset int64, i int) error {
+	for {
+		ok, broken := b.readHere(p, offset, i, i)
+		if ok {
+			return nil
+		}
+		f, err := b.boardOne(i, broken)
+		if err != nil {
+			return err
+		}
+		if f == nil {
+			continue
+		}
+		if err = b.wait(ctx, f); err == nil && !f.out {
+			err = b.take(p, offset, f, i)
+		}
+		b.leave([]*flight{f})
+		if err != nil || !f.out {
+			return err
+		}
+	}
+}
+
+// boardOne joins or starts the flight of a chunk. When the chunk is here there is none, or when it is here and broken,
+// one that does not store it.
+func (b *base) boardOne(i int, broken bool) (*flight, error) {
+	b.kin()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil, errClosed
+	}
+	f := b.flights[i]
+	if f == nil {
+		if f, _ = b.claim(i, i, demand); f == nil && !broken {
+			return nil, nil
+		} else if f == nil {
+			f = &flight{first: i, count: 1, class: demand, twin: -1, unstored: true, since: time.Now(), done: make(chan struct{})}
+			b.flights[i] = f
+		}
+		b.launch(f)
+	}
+	f.waiters++
+	return f, nil
+}
+
+// readChunk reads all of a chunk.
+func (b *base) readChunk(ctx context.Context, p []byte, i int) error {
+	offset, _ := b.index.Range(i)
+	return b.readOne(ctx, p, offset, i)
+}
