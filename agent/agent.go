@@ -92,8 +92,9 @@ type Agent struct {
 	identityMu sync.Mutex
 	identity   *identity // nil until enrolled
 
-	networks networks
-	host     hostState
+	networks   networks
+	host       hostState
+	prefetches *prefetches
 }
 
 // pace holds the agent's intervals, apart so that tests can be quick.
@@ -104,6 +105,9 @@ type pace struct {
 	usage     time.Duration // usage and audit of domains
 	askAgain  time.Duration // between two requests to power off
 	progress  time.Duration // between two reports of progress of one machine
+	drain     time.Duration // how long draining may say nothing before it is given up for now
+	drainTry  time.Duration // how long a repository that cannot be reached is tried
+	drainWait time.Duration // between two attempts
 	retryMin  time.Duration // first pause between sessions, after one attempt without
 	retryMax  time.Duration
 	renew     time.Duration // between looks at the certificate
@@ -112,7 +116,7 @@ type pace struct {
 
 var defaultPace = pace{
 	coalesce: 5 * time.Millisecond, host: 10 * time.Second, hostPause: time.Second, usage: 10 * time.Second, askAgain: 5 * time.Second,
-	progress: 250 * time.Millisecond, retryMin: 100 * time.Millisecond, retryMax: 5 * time.Second,
+	progress: 250 * time.Millisecond, drain: 30 * time.Second, drainTry: 10 * time.Second, drainWait: 500 * time.Millisecond, retryMin: 100 * time.Millisecond, retryMax: 5 * time.Second,
 	renew: time.Minute, stopAtEnd: 30 * time.Second,
 }
 
@@ -153,6 +157,7 @@ func New(cfg Config) (*Agent, error) {
 		a.listers[name] = &lister{driver: driver}
 	}
 	a.networks.driver = cfg.Network
+	a.prefetches = newPrefetches()
 	return a, nil
 }
 
@@ -231,6 +236,7 @@ func (a *Agent) open(ctx context.Context) error {
 	a.own(func() { a.sweep(ctx) })
 	a.own(func() { a.sample(ctx) })
 	a.own(func() { a.boots.run(ctx) })
+	a.own(func() { a.prefetch(ctx) })
 	for _, vm := range slices.Sorted(maps.Keys(a.machines)) {
 		a.kick(vm)
 	}

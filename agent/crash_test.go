@@ -36,8 +36,9 @@ var wholeLife = []struct {
 	{wire.Phase_PHASE_GONE, assignment(3, 11, goalGone, hard)},
 }
 
-const wholeHistory = "prepare start save restore reboot(hard=false) save stash(disks,machine.json,memory) unstash restore dropstash " +
-	"shutdown saveas-copy start shutdown stash(disks,machine.json) unstash start dropstash kill remove"
+// wholeHistory: what a machine wrote is drained whenever it is off or goes, and not when it is only suspended.
+const wholeHistory = "prepare start save restore reboot(hard=false) save drain stash(disks,machine.json,memory) unstash restore dropstash " +
+	"shutdown drain saveas-copy start shutdown drain stash(disks,machine.json) unstash start dropstash kill drain remove"
 
 // liveThrough takes a machine through its life; an agent that dies is followed by another one, which
 // carries on from its records alone.

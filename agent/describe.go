@@ -50,7 +50,8 @@ func describeImage(i *wire.Image) disk.Image {
 }
 
 func spec(d *wire.Disk, tree bool) disk.Spec {
-	s := disk.Spec{ID: int(d.Id), Size: d.Size, ReadOnly: d.ReadOnly, Tree: tree, Volatile: d.VolatileType, FS: d.Fs, Mode: d.Mode}
+	s := disk.Spec{ID: int(d.Id), Size: d.Size, ReadOnly: d.ReadOnly, Tree: tree, Volatile: d.VolatileType, FS: d.Fs, Mode: d.Mode,
+		CacheSize: d.CacheSize, Preload: d.Preload, NoFill: d.NoFill, FillRate: d.FillRate}
 	if d.Image != nil {
 		i := describeImage(d.Image)
 		s.Image = &i

@@ -17,10 +17,13 @@ func (p *pass) goalGone(ctx context.Context) error {
 	if err := p.stop(ctx, wire.Phase_PHASE_STOPPING); err != nil {
 		return err
 	}
+	p.show(wire.Phase_PHASE_REMOVING)
+	if err := p.drainGone(ctx); err != nil {
+		return failed(wire.Step_STEP_REMOVE, err)
+	}
 	if err := p.busy(ctx, removing); err != nil {
 		return err
 	}
-	p.show(wire.Phase_PHASE_REMOVING)
 	if err := p.clear(ctx); err != nil {
 		return failed(wire.Step_STEP_REMOVE, err)
 	}

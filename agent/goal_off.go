@@ -8,10 +8,16 @@ import (
 	"hayloft/wire"
 )
 
-// goalOff: domain off, disks kept.
+// goalOff: domain off, disks kept, and what was written to persistent images in their repositories, as far as those
+// can be reached.
 func (p *pass) goalOff(ctx context.Context) error {
 	if err := p.stop(ctx, wire.Phase_PHASE_STOPPING); err != nil {
 		return err
+	}
+	if p.r.Timing.End == 0 || p.r.Warning != "" {
+		if err := p.drainOff(ctx); err != nil {
+			return err
+		}
 	}
 	if p.r.Timing.End != 0 {
 		p.show(wire.Phase_PHASE_OFF)

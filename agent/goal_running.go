@@ -50,6 +50,7 @@ func (p *pass) goalRunning(ctx context.Context) error {
 			return err
 		}
 	}
+	p.sampleCaches(ctx)
 	p.show(wire.Phase_PHASE_RUNNING)
 	if err := p.useUp(ctx); err != nil {
 		p.log.Warn("machine: what it was resumed from is not cleared", "vm", p.vm(), "error", err)
@@ -111,6 +112,7 @@ func (p *pass) prepare(ctx context.Context) (prepared disk.Prepared, err error) 
 		return p.writeContext(ctx, prepared)
 	})
 	if err != nil {
+		err = p.ownedElsewhere(err)
 		if first && ctx.Err() == nil {
 			err = errors.Join(err, p.unprepare(ctx, unstash))
 		}
@@ -209,6 +211,7 @@ func (p *pass) boot(ctx context.Context, prepared disk.Prepared) (err error) {
 	}
 	before := p.r.Domain
 	err = p.note(ctx, "note starting", func(r *reached) {
+		r.Warning = ""
 		r.Timing.BootStart = time.Now().UnixNano()
 		r.Domain, r.StartEpoch, r.Restoring, r.Reason = starting, p.want.Epoch, p.want.Restore, ""
 		r.Ports = portNames(p.vm(), p.want.Machine)

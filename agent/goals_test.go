@@ -302,7 +302,7 @@ func TestHardCutsAShutdownUnderWay(t *testing.T) {
 	b.until(1, 2, wire.Phase_PHASE_STOPPING)
 	b.order(assignment(1, 3, goalOff, hard))
 	b.until(1, 3, wire.Phase_PHASE_OFF)
-	if got := b.w.happened(1); got != "prepare start kill" {
+	if got := b.w.happened(1); got != "prepare start kill drain" {
 		t.Errorf("done: %s", got)
 	}
 }
@@ -537,7 +537,7 @@ func TestDisksGrow(t *testing.T) {
 		b.order(assignment(1, epoch+1, goalOff))
 		b.until(1, epoch+1, wire.Phase_PHASE_OFF)
 	}
-	if got := b.w.happened(1); got != "prepare start resize-0-4096 start shutdown start shutdown" {
+	if got := b.w.happened(1); got != "prepare start resize-0-4096 start shutdown drain start shutdown drain" {
 		t.Errorf("done: %s", got)
 	}
 }

@@ -56,6 +56,8 @@ func (a *Agent) look(ctx context.Context) *wire.HostState {
 	for _, b := range bases {
 		if b.Complete {
 			state.Bases = append(state.Bases, b.Digest)
+		} else {
+			state.Partial = append(state.Partial, &wire.PartialBase{Digest: b.Digest, Present: b.Present, Total: b.Total})
 		}
 	}
 	if state.Orphans, err = a.orphans(ctx); err != nil {

@@ -39,6 +39,7 @@ const (
 	savingMemory
 	stashingDisks
 	savingDisk
+	drainingDisks
 	removing
 )
 
@@ -53,6 +54,8 @@ func interrupts(doing activity, old, next *wire.Assignment) bool {
 	}
 	leaves := next.Goal != old.Goal
 	switch doing {
+	case drainingDisks:
+		return leaves
 	case preparingDisks:
 		return leaves || !proto.Equal(old.Machine, next.Machine)
 	case startingDomain:

@@ -57,6 +57,7 @@ type reached struct {
 	Extra      []string        // further files of a stash under way
 	Ports      []string        // plugged, or about to be
 	Orphan     bool            // the server no longer knows it
+	Warning    string          // why it is off without its repositories having all that it wrote
 
 	RepositoryBytes, GivenBytes int64
 }

@@ -18,13 +18,16 @@ func (p *pass) show(phase wire.Phase) {
 	before := p.m.report
 	if before != nil {
 		report.CpuSeconds, report.MemoryBytes = before.CpuSeconds, before.MemoryBytes
+		if phase != wire.Phase_PHASE_GONE && phase != wire.Phase_PHASE_STASHED {
+			report.Caches = before.Caches
+		}
 	}
 	if phase != wire.Phase_PHASE_RUNNING {
 		report.CpuSeconds, report.MemoryBytes = 0, 0
 	}
 	if before == nil || before.Phase != phase || before.Epoch != report.Epoch {
 		details := []any{"vm", p.vm(), "phase", phaseName(phase), "epoch", report.Epoch}
-		if why := report.Error + report.Reason; why != "" { // one of them at most
+		if why := report.Error + report.Reason + report.Warning; why != "" {
 			details = append(details, "why", why)
 		}
 		p.log.Info("machine", details...)
@@ -53,7 +56,9 @@ func (r *reached) report(vm int64, phase wire.Phase) *wire.MachineReport {
 			BootStart: r.Timing.BootStart, BootEnd: r.Timing.BootEnd, End: r.Timing.End},
 	}
 	switch phase {
-	case wire.Phase_PHASE_OFF, wire.Phase_PHASE_CRASHED:
+	case wire.Phase_PHASE_OFF:
+		report.Reason, report.Warning = r.Reason, r.Warning
+	case wire.Phase_PHASE_CRASHED:
 		report.Reason = r.Reason
 	case wire.Phase_PHASE_FAILED:
 		if r.Failure != nil {
@@ -77,6 +82,9 @@ func (m *machine) remembered() *wire.MachineReport {
 	if m.assignment.GetGoal() == wire.Goal_GOAL_RUNNING && m.reached.RunEpoch != m.reached.Epoch &&
 		(phase == wire.Phase_PHASE_OFF || phase == wire.Phase_PHASE_CRASHED) {
 		phase = wire.Phase_PHASE_PREPARING // it is off because it has not been started for this epoch yet
+	}
+	if phase == wire.Phase_PHASE_OFF && m.assignment.GetGoal() == wire.Goal_GOAL_OFF && m.reached.Timing.End == 0 {
+		phase = wire.Phase_PHASE_STOPPING // its disks are not drained yet
 	}
 	return m.reached.report(m.vm, phase)
 }

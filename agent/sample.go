@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -32,6 +33,7 @@ func (a *Agent) sample(ctx context.Context) {
 				a.measure(ctx, meter, domains)
 			}
 		}
+		a.sampleAll(ctx)
 	}
 }
 
@@ -76,5 +78,48 @@ func (a *Agent) measure(ctx context.Context, meter hypervisor.Meter, domains map
 		report.CpuSeconds, report.MemoryBytes = usage.CPUSeconds, usage.MemoryBytes
 		m.report = report
 		a.markDirty(vm)
+	}
+}
+
+// cachesAre puts a sample into the machine's report. The caller holds mu and marks the machine dirty.
+func (m *machine) cachesAre(all []*wire.DiskCache) (changed bool) {
+	if m.report == nil || slices.EqualFunc(m.report.Caches, all, func(a, b *wire.DiskCache) bool { return proto.Equal(a, b) }) {
+		return false
+	}
+	report := proto.Clone(m.report).(*wire.MachineReport)
+	report.Caches = all
+	m.report = report
+	return true
+}
+
+// sampleAll looks at the caches of machines that run, and of those that are off and not drained: when their caches
+// have drained by themselves meanwhile, their workers look again.
+func (a *Agent) sampleAll(ctx context.Context) {
+	var wanted []int64
+	a.mu.Lock()
+	for vm, m := range a.machines {
+		phase := m.report.GetPhase()
+		if !m.dropped && !m.working && cached(m.assignment.GetMachine()) &&
+			(phase == wire.Phase_PHASE_RUNNING || phase == wire.Phase_PHASE_SUSPENDED || m.report.GetWarning() != "") {
+			wanted = append(wanted, vm)
+		}
+	}
+	a.mu.Unlock()
+	for _, vm := range wanted {
+		all, err := a.caches(ctx, vm)
+		if err != nil {
+			a.complain(ctx, "machines: caches", err)
+			return // of all of them, most likely
+		}
+		a.mu.Lock()
+		m := a.machines[vm]
+		if m != nil && m.cachesAre(all) {
+			a.markDirty(vm)
+		}
+		drained := m != nil && m.report.GetWarning() != "" && !slices.ContainsFunc(all, func(c *wire.DiskCache) bool { return c.Undrained > 0 })
+		a.mu.Unlock()
+		if drained {
+			a.kick(vm)
+		}
 	}
 }

@@ -96,6 +96,7 @@ func (a *Agent) session(ctx context.Context, connection *grpc.ClientConn) (began
 	defer cancel(nil)
 	parts.Go(func() { cancel(a.hostReports(ctx, out.send)) })
 	parts.Go(func() { cancel(a.machineReports(ctx, out.send)) })
+	parts.Go(func() { cancel(a.prefetchReports(ctx, out.send)) })
 	for {
 		order, err := stream.Recv()
 		if err != nil {
@@ -113,6 +114,9 @@ func (a *Agent) session(ctx context.Context, connection *grpc.ClientConn) (began
 		}
 		if order.Tunnel != nil {
 			parts.Go(func() { a.tunnel(ctx, client, order.Tunnel) })
+		}
+		if order.Prefetches != nil {
+			a.prefetches.want(order.Prefetches.All)
 		}
 		if err := a.accept(order); err != nil {
 			return began, err

@@ -30,6 +30,11 @@ type world struct {
 	history map[int][]string
 	events  []chan int
 
+	undrained map[int]int64 // machine -> bytes that its repositories lack
+	settle    func() error  // nil: works
+	fetched   []string
+	fetching  func(context.Context, disk.Image, func(disk.Progress)) error // nil: works at once
+
 	prepare func(context.Context, disk.Request) error       // nil: works
 	start   func(context.Context, hypervisor.Machine) error // nil: works
 	save    func() error
@@ -43,7 +48,7 @@ type world struct {
 func newWorld() *world {
 	return &world{
 		domains: map[int]*hypervisor.Domain{}, disks: map[int]string{}, memory: map[string]string{},
-		stashes: map[int]map[string]string{}, ports: map[string]bool{}, bridges: map[string]bool{}, history: map[int][]string{},
+		stashes: map[int]map[string]string{}, ports: map[string]bool{}, bridges: map[string]bool{}, history: map[int][]string{}, undrained: map[int]int64{},
 	}
 }
 
@@ -82,8 +87,8 @@ func (w *world) announce(id int) {
 func (w *world) nothingLeft() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.domains)+len(w.disks)+len(w.ports)+len(w.bridges) > 0 {
-		return fmt.Errorf("left: domains %v, disks %v, ports %v, bridges %v", w.domains, w.disks, w.ports, w.bridges)
+	if len(w.domains)+len(w.disks)+len(w.ports)+len(w.bridges)+len(w.undrained) > 0 {
+		return fmt.Errorf("left: domains %v, disks %v, ports %v, bridges %v, undrained %v", w.domains, w.disks, w.ports, w.bridges, w.undrained)
 	}
 	return nil
 }
@@ -153,6 +158,7 @@ func (d fakeDriver) Start(ctx context.Context, m hypervisor.Machine) error {
 		what = "restore"
 	}
 	d.w.did(m.ID, what)
+	d.w.undrained[m.ID] = 3 << 20 // it writes at once, as machines do
 	d.w.disks[m.ID] += "+" + what
 	d.w.domains[m.ID] = &hypervisor.Domain{ID: m.ID, Status: hypervisor.Running, PID: 1}
 	d.w.started = append(d.w.started, m)
@@ -332,6 +338,9 @@ func (l fakeWay) Remove(ctx context.Context, machine int, dir string) error {
 	}
 	defer leave()
 	if _, ok := l.w.disks[machine]; ok {
+		if l.w.undrained[machine] > 0 {
+			return fault.Errorf(fault.WrongState, "machine %d has undrained writes", machine)
+		}
 		l.w.did(machine, "remove")
 		delete(l.w.disks, machine)
 	}
@@ -363,6 +372,9 @@ func (l fakeWay) Stash(ctx context.Context, machine int, dir string, extra []str
 			return nil
 		}
 		return fmt.Errorf("machine %d has no disks", machine)
+	}
+	if l.w.undrained[machine] > 0 {
+		return fault.Errorf(fault.WrongState, "machine %d has undrained writes", machine)
 	}
 	stash := map[string]string{"disks": content}
 	for _, path := range extra {
@@ -434,11 +446,55 @@ func (l fakeWay) Capacity(context.Context) (disk.Capacity, error) {
 func (l fakeWay) Bases(context.Context) ([]disk.Base, error) {
 	return []disk.Base{{Digest: "blake3:base", Complete: true}}, nil
 }
-func (l fakeWay) Settle(context.Context, int, func(disk.Progress)) error { return nil }
-func (l fakeWay) Caches(context.Context, int) ([]disk.Cache, error)      { return nil, nil }
-func (l fakeWay) Prefetch(context.Context, disk.Image, int64, func(disk.Progress)) error {
+func (l fakeWay) Settle(ctx context.Context, machine int, report func(disk.Progress)) error {
+	l.w.mu.Lock()
+	fail, left := l.w.settle, l.w.undrained[machine]
+	l.w.mu.Unlock()
+	if left > 0 {
+		report(disk.Progress{Step: "disk 0", Done: 1, Total: left})
+		if fail != nil {
+			if err := fail(); err != nil {
+				return err
+			}
+		}
+	}
+	leave, err := l.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if l.w.undrained[machine] > 0 {
+		l.w.did(machine, "drain")
+		delete(l.w.undrained, machine)
+	}
 	return nil
 }
+
+func (l fakeWay) Caches(_ context.Context, machine int) ([]disk.Cache, error) {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	return []disk.Cache{{Disk: 0, Mode: "BACK", Cached: 5, Total: 10, Undrained: l.w.undrained[machine]}}, nil
+}
+
+func (l fakeWay) Prefetch(ctx context.Context, i disk.Image, rate int64, report func(disk.Progress)) error {
+	l.w.mu.Lock()
+	fetching := l.w.fetching
+	l.w.mu.Unlock()
+	if fetching != nil {
+		if err := fetching(ctx, i, report); err != nil {
+			return err
+		}
+	}
+	leave, err := l.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	report(disk.Progress{Done: 8, Total: 8})
+	l.w.fetched = append(l.w.fetched, fmt.Sprintf("%s@%d", i.Name, rate))
+	return nil
+}
+
 func (l fakeWay) Machines(context.Context) ([]int, error) {
 	l.w.mu.Lock()
 	defer l.w.mu.Unlock()

@@ -8,7 +8,7 @@
 //	                                          datastores, templates, networks, clusters
 //	GET    /v1/KINDS/REF                      one object
 //	POST   /v1/KINDS                          Create -> Created (hosts: CreateHost -> CreatedHost; vms: CreateVMs -> CreatedVMs)
-//	PUT    /v1/KINDS/REF                      Update (templates and hosts)
+//	PUT    /v1/KINDS/REF                      Update (templates, hosts, images and datastores)
 //	DELETE /v1/KINDS/REF                      delete (not vms: they have actions)
 //	POST   /v1/vms/ID/action                  Action: hold, release, poweroff, poweroff-hard, resume, suspend, stop,
 //	                                          undeploy, undeploy-hard, reboot, reboot-hard, terminate, terminate-hard
@@ -16,11 +16,15 @@
 //	POST   /v1/vms/ID/recover                 Recover: failure, success, retry, delete, recreate, delete-db
 //	POST   /v1/vms/ID/resize                  Resize
 //	POST   /v1/vms/ID/disks/N/saveas          SaveAs -> Created
+//	POST   /v1/vms/ID/disks/N/cache           DiskCache: of a machine that is off, from its next start on
 //	GET    /v1/vms/ID/tunnel?kind=K&port=P    Upgrade: hayloft-tunnel; then bytes both ways. K: console,
 //	                                          console-log, vnc, tcp (with a port of the guest)
 //	POST   /v1/hosts/REF/status               HostStatus: enable, disable, offline
 //	POST   /v1/hosts/REF/token                -> CreatedHost with a new token to enroll with
 //	POST   /v1/images/REF/persistent          Persistent
+//	POST   /v1/images/REF/prefetch            Prefetch: bring it to hosts, or drop that wish; what became of it is
+//	                                          in the image's prefetches
+//	POST   /v1/images/REF/release             Release: take a persistent image from an owner that never comes back
 //	GET    /v1/watch?kind=vm&kind=host        Events as lines of JSON: first every object there is, then Synced,
 //	                                          then each change
 package api
@@ -56,6 +60,18 @@ type VM struct {
 	Total     int64   `json:"total,omitempty"`
 	UsedCPU   float64 `json:"used_cpu_seconds,omitempty"`
 	UsedBytes int64   `json:"used_memory_bytes,omitempty"`
+	Caches    []Cache `json:"caches,omitempty"` // of its disks, as last sampled
+}
+
+// Cache is what the cache of one disk is doing. Sizes in bytes.
+type Cache struct {
+	Disk      int    `json:"disk"`
+	Mode      string `json:"mode"`
+	Cached    int64  `json:"cached"`
+	Total     int64  `json:"total"`
+	Undrained int64  `json:"undrained"` // written on the host, not in the repository
+	Degraded  bool   `json:"degraded,omitempty"`
+	Error     string `json:"error,omitempty"`
 }
 
 // Host is a host with what its machines take.
@@ -69,6 +85,18 @@ type Host struct {
 	UsedDiskMB   int     `json:"used_disk_mb"`
 	MaxCPU       float64 `json:"max_cpu"` // less what is reserved
 	MaxMemoryMB  int     `json:"max_memory_mb"`
+	// Held are the images it has, whole or in part; of one host only, not in lists.
+	Held []Held `json:"held,omitempty"`
+}
+
+// Held is an image on a host, in bytes of data (zeros not counted). Several images may have one content.
+type Held struct {
+	Digest   string `json:"digest"`
+	Images   []int  `json:"images"`
+	Names    string `json:"names,omitempty"`
+	Present  int64  `json:"present"`
+	Total    int64  `json:"total"`
+	Complete bool   `json:"complete"`
 }
 
 // Image is an image with who uses it and how far its import is.
@@ -79,6 +107,25 @@ type Image struct {
 	VMs       []int  `json:"vms"`
 	Done      int64  `json:"done,omitempty"`
 	Total     int64  `json:"total,omitempty"`
+	// Prefetches are the hosts that it is wished onto, by id.
+	Prefetches []Prefetched `json:"prefetches,omitempty"`
+	// Owner is who has a persistent image in use, as its repository says; of one image only, not in lists.
+	Owner *Owner `json:"owner,omitempty"`
+}
+
+// Prefetched is how far an image is on its way to a host.
+type Prefetched struct {
+	cloud.Prefetch
+	HostName string `json:"host_name"`
+}
+
+// Owner is the mark beside a persistent image in use.
+type Owner struct {
+	Host       string `json:"host"`
+	Machine    int    `json:"machine"`
+	Generation uint64 `json:"generation"`
+	Undrained  bool   `json:"undrained"`
+	Error      string `json:"error,omitempty"` // why it is not known
 }
 
 // Datastore is a datastore with its images.
@@ -181,6 +228,26 @@ type Resize struct {
 // SaveAs saves a disk as a new image.
 type SaveAs struct {
 	Name string `json:"name"`
+}
+
+// DiskCache changes how a disk is cached; empty keeps.
+type DiskCache struct {
+	Mode    string `json:"mode,omitempty"`    // CACHE_MODE
+	SizeMB  string `json:"size_mb,omitempty"` // CACHE_SIZE; 0: as the image
+	Preload string `json:"preload,omitempty"` // PRELOAD_SIZE: MB, or AUTO
+}
+
+// Prefetch brings an image to hosts, or with Cancel drops that wish.
+type Prefetch struct {
+	Hosts  []string `json:"hosts,omitempty"` // REFs
+	All    bool     `json:"all,omitempty"`   // instead: all that are connected; with Cancel: all
+	Rate   int64    `json:"rate,omitempty"`  // bytes a second for each; 0: no bound
+	Cancel bool     `json:"cancel,omitempty"`
+}
+
+// Release takes a persistent image from its owner. AcceptStale gives up writes that the image has not yet.
+type Release struct {
+	AcceptStale bool `json:"accept_stale,omitempty"`
 }
 
 // HostStatus is enable, disable or offline.

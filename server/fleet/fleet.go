@@ -18,6 +18,8 @@ import (
 type Reports interface {
 	// Machines records reports of machines on the host; it returns when they are durable.
 	Machines(ctx context.Context, host int, reports []*wire.MachineReport) error
+	// Prefetches records which of the images wanted on the host are there, or cannot be.
+	Prefetches(ctx context.Context, host int, reports []*wire.PrefetchReport) error
 	// Host records what the host has and can do.
 	Host(ctx context.Context, host int, session string, hello *wire.Hello, state *wire.HostState) error
 	// Connected and Gone record that a session began and ended.
@@ -41,6 +43,7 @@ type Fleet struct {
 	sessions map[int]*session // by host
 	tunnels  map[string]*pending
 	live     map[int]Live // by vm
+	fetching map[fetch]Fetched
 }
 
 // Live is what is known of a machine only from its host's last reports and is not stored.
@@ -50,12 +53,19 @@ type Live struct {
 	Total       int64   `json:"total,omitempty"`
 	CPUSeconds  float64 `json:"cpu_seconds,omitempty"`
 	MemoryBytes int64   `json:"memory_bytes,omitempty"`
+	Caches      []*wire.DiskCache
 }
+
+// fetch is a prefetch under way.
+type fetch struct{ image, host int }
+
+// Fetched is how far one is, in bytes.
+type Fetched struct{ Done, Total int64 }
 
 // New makes the service of an installation, which the cluster id names.
 func New(inv *inventory.Inventory, authority *pki.Authority, cluster string, reports Reports, log *slog.Logger) *Fleet {
 	return &Fleet{inv: inv, authority: authority, cluster: cluster, reports: reports, log: log, now: time.Now,
-		sessions: map[int]*session{}, tunnels: map[string]*pending{}, live: map[int]Live{}}
+		sessions: map[int]*session{}, tunnels: map[string]*pending{}, live: map[int]Live{}, fetching: map[fetch]Fetched{}}
 }
 
 // Live returns what is known of a running preparation or machine right now.
@@ -93,10 +103,29 @@ func (f *Fleet) observe(reports []*wire.MachineReport) {
 			delete(f.live, vm)
 			continue
 		}
-		l := Live{CPUSeconds: r.CpuSeconds, MemoryBytes: r.MemoryBytes}
+		l := Live{CPUSeconds: r.CpuSeconds, MemoryBytes: r.MemoryBytes, Caches: r.Caches}
 		if r.Phase == wire.Phase_PHASE_PREPARING || r.Phase == wire.Phase_PHASE_STASHING || len(r.ProgressStep) > 0 {
 			l.Step, l.Done, l.Total = r.ProgressStep, r.ProgressDone, r.ProgressTotal
 		}
 		f.live[vm] = l
+	}
+}
+
+// Fetched returns how far the prefetch of an image to a host is, as far as this server has heard.
+func (f *Fleet) Fetched(image, host int) Fetched {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.fetching[fetch{image, host}]
+}
+
+func (f *Fleet) observeFetches(host int, reports []*wire.PrefetchReport) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, r := range reports {
+		if key := (fetch{int(r.Image), host}); r.Ended {
+			delete(f.fetching, key)
+		} else {
+			f.fetching[key] = Fetched{r.Done, r.Total}
+		}
 	}
 }

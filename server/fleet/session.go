@@ -122,6 +122,13 @@ func (s *session) receive(ctx context.Context, r *wire.Report) {
 				return
 			}
 		}
+		if len(r.Prefetches) > 0 {
+			s.fleet.observeFetches(s.host.ID, r.Prefetches)
+			if err := s.fleet.reports.Prefetches(ctx, s.host.ID, r.Prefetches); err != nil {
+				s.cancel(err)
+				return
+			}
+		}
 		var err error
 		if r, err = s.stream.Recv(); err != nil {
 			s.cancel(err)
@@ -132,16 +139,18 @@ func (s *session) receive(ctx context.Context, r *wire.Report) {
 
 // send gives the agent its assignments: all of them first, then what changes.
 func (s *session) send(ctx context.Context) error {
-	sub := s.fleet.inv.Subscribe(func(c inventory.Change) bool { return c.Kind == cloud.KindVM })
+	sub := s.fleet.inv.Subscribe(func(c inventory.Change) bool {
+		return c.Kind == cloud.KindVM || c.Kind == cloud.KindPrefetch && c.ID == s.host.ID
+	})
 	defer sub.Close()
-	order := &wire.Order{Full: true}
+	order := &wire.Order{Full: true, Prefetches: lifecycle.Prefetches(s.host.ID, s.fleet.inv)}
 	for _, vm := range s.fleet.inv.VMsOnHost(s.host.ID) {
 		if a := s.changed(&vm); a != nil {
 			order.Assignments = append(order.Assignments, a)
 		}
 	}
 	for {
-		if order.Full || len(order.Assignments) > 0 || len(order.Dropped) > 0 {
+		if order.Full || len(order.Assignments) > 0 || len(order.Dropped) > 0 || order.Prefetches != nil {
 			if err := s.transmit(order); err != nil {
 				return err
 			}
@@ -152,6 +161,10 @@ func (s *session) send(ctx context.Context) error {
 		}
 		order = &wire.Order{}
 		for _, c := range changes {
+			if c.Kind == cloud.KindPrefetch {
+				order.Prefetches = lifecycle.Prefetches(s.host.ID, s.fleet.inv)
+				continue
+			}
 			vm, err := s.fleet.inv.VM(c.ID)
 			if err == nil && vm.HostID == s.host.ID {
 				if a := s.changed(&vm); a != nil {

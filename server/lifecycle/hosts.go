@@ -45,6 +45,10 @@ func describe(h *cloud.Host, s *wire.HostState) {
 	h.MemoryMB = int(s.Memory / mebi)
 	h.DiskMB = int(s.DiskTotal / mebi)
 	h.Bases = slices.Clone(s.Bases)
+	h.Partial = nil
+	for _, p := range s.Partial {
+		h.Partial = append(h.Partial, cloud.PartialBase{Digest: p.Digest, Present: p.Present, Total: p.Total})
+	}
 	h.Orphans = nil
 	for _, vm := range s.Orphans {
 		h.Orphans = append(h.Orphans, int(vm))
@@ -64,8 +68,16 @@ func sameHost(a, b cloud.Host) bool {
 	if drift := a.DiskMB - b.DiskMB; drift > diskSlackMB || drift < -diskSlackMB {
 		return false
 	}
-	return a.CPU == b.CPU && a.MemoryMB == b.MemoryMB && slices.Equal(a.Bases, b.Bases) &&
+	return a.CPU == b.CPU && a.MemoryMB == b.MemoryMB && slices.Equal(a.Bases, b.Bases) && samePartial(a.Partial, b.Partial) &&
 		slices.Equal(a.Orphans, b.Orphans) && slices.EqualFunc(a.Hypervisor, b.Hypervisor, sameHypervisor)
+}
+
+// samePartial lets copies that are being filled grow by a tenth of their image before they are recorded again.
+func samePartial(a, b []cloud.PartialBase) bool {
+	return slices.EqualFunc(a, b, func(a, b cloud.PartialBase) bool {
+		drift := a.Present - b.Present
+		return a.Digest == b.Digest && a.Total == b.Total && max(drift, -drift) <= a.Total/10
+	})
 }
 
 func sameHypervisor(a, b cloud.HostHypervisor) bool {

@@ -62,6 +62,16 @@ func (c *Client) SetPersistent(ctx context.Context, ref string, persistent bool)
 	return c.object(ctx, http.MethodPost, cloud.KindImage, ref, "/persistent", api.Persistent{Persistent: persistent}, nil)
 }
 
+// Prefetch brings an image to hosts, or drops that wish. It does not wait: the image's Prefetches tell what came of it.
+func (c *Client) Prefetch(ctx context.Context, ref string, prefetch api.Prefetch) error {
+	return c.object(ctx, http.MethodPost, cloud.KindImage, ref, "/prefetch", prefetch, nil)
+}
+
+// ReleaseImage takes a persistent image from an owner that never comes back.
+func (c *Client) ReleaseImage(ctx context.Context, ref string, acceptStale bool) error {
+	return c.object(ctx, http.MethodPost, cloud.KindImage, ref, "/release", api.Release{AcceptStale: acceptStale}, nil)
+}
+
 // Datastores lists the datastores.
 func (c *Client) Datastores(ctx context.Context) ([]api.Datastore, error) {
 	return List[api.Datastore](ctx, c, cloud.KindDatastore)

@@ -88,7 +88,7 @@ func (c *Client) create(ctx context.Context, kind string, body api.Create) (int,
 	return answer.ID, err
 }
 
-// Update replaces or merges an object's template, by id or name. Templates and hosts have one.
+// Update replaces or merges an object's template, by id or name. Templates, hosts, images and datastores have one.
 func (c *Client) Update(ctx context.Context, kind, ref string, update api.Update) error {
 	return c.object(ctx, http.MethodPut, kind, ref, "", update, nil)
 }

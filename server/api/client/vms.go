@@ -58,6 +58,11 @@ func (c *Client) SaveAs(ctx context.Context, id, disk int, name string) (int, er
 	return answer.ID, err
 }
 
+// SetDiskCache changes how a disk of a machine that is off is cached, from its next start on.
+func (c *Client) SetDiskCache(ctx context.Context, id, disk int, change api.DiskCache) error {
+	return c.vm(ctx, id, "/disks/"+strconv.Itoa(disk)+"/cache", change, nil)
+}
+
 func (c *Client) vm(ctx context.Context, id int, below string, body, answer any) error {
 	return c.do(ctx, http.MethodPost, vmPath(id)+below, nil, body, answer)
 }

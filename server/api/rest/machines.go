@@ -20,6 +20,7 @@ func (s *Server) machines(handle route) {
 	handle("POST /v1/vms/{ref}/recover", one(s.vmRef, s.recover))
 	handle("POST /v1/vms/{ref}/resize", one(s.vmRef, s.resize))
 	handle("POST /v1/vms/{ref}/disks/{disk}/saveas", one(s.vmRef, s.saveAs))
+	handle("POST /v1/vms/{ref}/disks/{disk}/cache", one(s.vmRef, s.diskCache))
 }
 
 func (s *Server) listVMs(r *http.Request) (any, error) {
@@ -94,10 +95,30 @@ func (s *Server) saveAs(r *http.Request, id int) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	disk, err := strconv.Atoi(r.PathValue("disk"))
+	disk, err := diskOf(r)
 	if err != nil {
-		return nil, fault.Errorf(fault.Invalid, "%q is no disk number", r.PathValue("disk"))
+		return nil, err
 	}
 	image, err := s.Ops.SaveAs(r.Context(), id, disk, body.Name)
 	return api.Created{ID: image}, err
+}
+
+func (s *Server) diskCache(r *http.Request, id int) (any, error) {
+	body, err := decode[api.DiskCache](r)
+	if err != nil {
+		return nil, err
+	}
+	disk, err := diskOf(r)
+	if err != nil {
+		return nil, err
+	}
+	return nil, s.Ops.SetDiskCache(r.Context(), id, disk, operation.DiskCache(body))
+}
+
+func diskOf(r *http.Request) (int, error) {
+	disk, err := strconv.Atoi(r.PathValue("disk"))
+	if err != nil {
+		return 0, fault.Errorf(fault.Invalid, "%q is no disk number", r.PathValue("disk"))
+	}
+	return disk, nil
 }

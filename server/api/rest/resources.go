@@ -35,7 +35,7 @@ func drop(ref func(string) (int, error), do func(r *http.Request, id int) error)
 
 func (s *Server) resources(handle route) {
 	handle("GET /v1/hosts", func(*http.Request) (any, error) { return views(s.Inv.AllHosts(), s.hostView), nil })
-	handle("GET /v1/hosts/{ref}", show(s.hostRef, s.Inv.Host, s.hostView))
+	handle("GET /v1/hosts/{ref}", show(s.hostRef, s.Inv.Host, s.hostDetail))
 	handle("POST /v1/hosts", s.createHost)
 	handle("PUT /v1/hosts/{ref}", one(s.hostRef, updated(s.Ops.UpdateHost)))
 	handle("DELETE /v1/hosts/{ref}", drop(s.hostRef, func(r *http.Request, id int) error { return s.Ops.DeleteHost(r.Context(), id) }))
@@ -55,15 +55,17 @@ func (s *Server) resources(handle route) {
 	handle("POST /v1/datastores", s.made(func(ctx context.Context, t template.Template, _ api.Create, cluster int) (int, error) {
 		return s.Ops.CreateDatastore(ctx, t, cluster)
 	}))
+	handle("PUT /v1/datastores/{ref}", one(s.datastoreRef, updated(s.Ops.UpdateDatastore)))
 	handle("DELETE /v1/datastores/{ref}", drop(s.datastoreRef, func(r *http.Request, id int) error { return s.Ops.DeleteDatastore(r.Context(), id) }))
 
 	handle("GET /v1/images", s.listImages)
-	handle("GET /v1/images/{ref}", one(s.imageRef, func(_ *http.Request, id int) (any, error) {
-		return viewed(s.Inv.Image, func(i cloud.Image) api.Image { return s.imageView(i, s.Ops.ImageUsers(id)) }, id)
-	}))
+	handle("GET /v1/images/{ref}", one(s.imageRef, s.imageDetail))
 	handle("POST /v1/images", s.made(s.createImage))
 	handle("DELETE /v1/images/{ref}", drop(s.imageRef, func(r *http.Request, id int) error { return s.Ops.DeleteImage(r.Context(), id) }))
+	handle("PUT /v1/images/{ref}", one(s.imageRef, updated(s.Ops.UpdateImage)))
 	handle("POST /v1/images/{ref}/persistent", one(s.imageRef, s.persistent))
+	handle("POST /v1/images/{ref}/prefetch", one(s.imageRef, s.prefetch))
+	handle("POST /v1/images/{ref}/release", one(s.imageRef, s.release))
 
 	handle("GET /v1/templates", func(*http.Request) (any, error) { return views(s.Inv.AllTemplates(), templateView), nil })
 	handle("GET /v1/templates/{ref}", show(s.templateRef, s.Inv.Template, templateView))

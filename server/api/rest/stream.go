@@ -90,7 +90,9 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request) {
 func (s *Server) underWay(wanted []string) []inventory.Change {
 	var changes []inventory.Change
 	if slices.Contains(wanted, cloud.KindVM) {
-		for _, row := range s.Inv.VMRows(func(vm *cloud.VM) bool { return vm.State == cloud.StateActive && vm.LCM.Transient() }) {
+		for _, row := range s.Inv.VMRows(func(vm *cloud.VM) bool {
+			return vm.State == cloud.StateActive && vm.LCM.Transient() || vm.State == cloud.StatePoweroff // whose guest went off by itself: it may be draining
+		}) {
 			if s.Fleet.Live(row.ID).Step != "" {
 				changes = append(changes, inventory.Change{Kind: cloud.KindVM, ID: row.ID})
 			}
@@ -101,6 +103,13 @@ func (s *Server) underWay(wanted []string) []inventory.Change {
 			if img.State == cloud.ImageStateLocked {
 				changes = append(changes, inventory.Change{Kind: cloud.KindImage, ID: img.ID})
 			}
+		}
+		last := -1
+		for _, p := range s.Inv.Prefetches(func(p cloud.Prefetch) bool { return p.State == cloud.PrefetchWanted }) {
+			if p.ImageID != last {
+				changes = append(changes, inventory.Change{Kind: cloud.KindImage, ID: p.ImageID})
+			}
+			last = p.ImageID
 		}
 	}
 	return changes

@@ -17,6 +17,10 @@ func (s *Server) vmView(vm cloud.VM) api.VM {
 	live := s.Fleet.Live(vm.ID)
 	v := api.VM{VM: vm, StateName: vm.Phase().String(), StateCode: vm.Phase().Short(), Step: live.Step, Done: live.Done,
 		Total: live.Total, UsedCPU: live.CPUSeconds, UsedBytes: live.MemoryBytes}
+	for _, c := range live.Caches {
+		v.Caches = append(v.Caches, api.Cache{Disk: int(c.Disk), Mode: c.Mode, Cached: c.Cached, Total: c.Total, Undrained: c.Undrained,
+			Degraded: c.Degraded, Error: c.Error})
+	}
 	if vm.HostID >= 0 {
 		if h, err := s.Inv.Host(vm.HostID); err == nil {
 			v.HostName = h.Name
@@ -62,6 +66,17 @@ func (s *Server) imageView(img cloud.Image, users []int) api.Image {
 	}
 	v.StateName = v.State.String()
 	v.Done, v.Total = s.Progress.Image(img.ID)
+	for _, p := range s.Inv.Prefetches(func(p cloud.Prefetch) bool { return p.ImageID == img.ID }) {
+		if p.State == cloud.PrefetchWanted {
+			now := s.Fleet.Fetched(p.ImageID, p.HostID)
+			p.Done, p.Total = now.Done, now.Total
+		}
+		found := api.Prefetched{Prefetch: p}
+		if h, err := s.Inv.Host(p.HostID); err == nil {
+			found.HostName = h.Name
+		}
+		v.Prefetches = append(v.Prefetches, found)
+	}
 	return v
 }
 
