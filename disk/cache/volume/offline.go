@@ -1,0 +1,244 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"hayloft/cloud/fault"
+	"hayloft/disk/cache"
+	"hayloft/disk/cache/storage"
+	"hayloft/internal/undo"
+)
+
+// offline is the whole image here. dirty says which chunks changed since they were as in the source; its bits are
+// set before the chunk is changed. The digests in origin say what the source has: a chunk with a digest of zeros is
+// copied back whatever it holds.
+type offline struct {
+	v      *volume
+	dirty  *bitmap
+	origin storage.File
+	ready  atomic.Bool // all is here
+	syncs  groupSync
+
+	// gate: changes hold it for reading; settle shuts it for moments, to know which chunks changed under its hands.
+	gate     sync.RWMutex
+	settling bool
+	changed  []atomic.Uint64
+
+	loading, settles sync.Mutex
+
+	marking sync.Mutex
+	marked  atomic.Bool // the source's mark is set, or somebody sees to it
+	fenced  atomic.Pointer[error]
+}
+
+func openOffline(v *volume, u *undo.Stack) (*offline, error) {
+	o := &offline{v: v}
+	file, _, err := openOrCreate(v.dir, dirtyFile, u)
+	if err != nil {
+		return nil, err
+	}
+	if o.origin, _, err = openOrCreate(v.dir, originFile, u); err != nil {
+		return nil, err
+	}
+	o.dirty = newBitmap(file, v.state.Generation, chunksOf(v.size))
+	o.changed = make([]atomic.Uint64, len(o.dirty.words))
+	switch {
+	case !v.state.Complete:
+		err = o.dirty.writeAll()
+	case v.believed:
+		_, err = o.dirty.load(true)
+	default:
+		// What was written and not synced may be lost, its bit as well: all chunks are to be compared.
+		err = o.dirty.set(0, o.dirty.size)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("dirty: %w", err)
+	}
+	o.ready.Store(v.state.Complete)
+	o.marked.Store(v.state.Marked)
+	return o, nil
+}
+
+func (o *offline) notReady() error {
+	return fault.Errorf(fault.WrongState, "the image is not all here yet")
+}
+
+func (o *offline) tryRead(p []byte, offset int64) bool {
+	if !o.ready.Load() {
+		return false
+	}
+	n, _ := o.v.data.ReadAt(p, offset)
+	return n == len(p)
+}
+
+func (o *offline) read(p []byte, offset int64) error {
+	if !o.ready.Load() {
+		return o.notReady()
+	}
+	n, err := o.v.data.ReadAt(p, offset)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return fmt.Errorf("data: %w", err)
+}
+
+func (o *offline) tryWrite(p []byte, offset int64) (done bool, err error) {
+	if !o.ready.Load() || !o.marked.Load() || o.fenced.Load() != nil {
+		return false, nil
+	}
+	return o.put(writeOf(p, offset))
+}
+
+// put changes the data; done is false when the mark has to be set before.
+func (o *offline) put(c change) (done bool, err error) {
+	o.gate.RLock()
+	defer o.gate.RUnlock()
+	if !o.marked.Load() {
+		return false, nil
+	}
+	first, last := chunksIn(c.offset, c.length)
+	if o.settling {
+		for i := first; i < last; {
+			mask, next := wordMask(i, last)
+			o.changed[i/64].Or(mask)
+			i = next
+		}
+	}
+	if !o.dirty.hasAll(first, last) {
+		if err := o.dirty.set(first, last); err != nil {
+			return true, fmt.Errorf("dirty: %w", err)
+		}
+	}
+	if c.p != nil || !c.noHole {
+		err = o.v.putChange(c, c.offset, c.end())
+	}
+	for at := c.offset; c.p == nil && c.noHole && at < c.end() && err == nil; at += int64(len(zeros)) {
+		_, err = o.v.data.WriteAt(zeros[:min(int64(len(zeros)), c.end()-at)], at)
+	}
+	if err != nil {
+		return true, fmt.Errorf("data: %w", err)
+	}
+	return true, nil
+}
+
+func (o *offline) change(ctx context.Context, c change, fua bool) error {
+	if !o.ready.Load() {
+		return o.notReady()
+	}
+	for {
+		if fenced := o.fenced.Load(); fenced != nil {
+			return *fenced
+		}
+		done, err := o.put(c)
+		if err != nil {
+			return err
+		}
+		if done {
+			break
+		}
+		if err := o.mark(ctx); err != nil {
+			return err
+		}
+	}
+	if fua {
+		return o.flush(ctx)
+	}
+	return nil
+}
+
+func (o *offline) flush(context.Context) error {
+	return o.syncs.do(func() error {
+		if err := o.v.data.Sync(); err != nil {
+			return fmt.Errorf("data: %w", err)
+		}
+		return nil
+	})
+}
+
+// markPatience is for how long the first write waits for a repository that may well be gone: that is what this mode
+// is for. The owner's name stands there anyhow; that there are writes is said as soon as it answers.
+const markPatience = 3 * time.Second
+
+func (o *offline) mark(ctx context.Context) error {
+	o.marking.Lock()
+	defer o.marking.Unlock()
+	if o.marked.Load() {
+		return nil
+	}
+	bounded, cancel := context.WithTimeout(ctx, markPatience)
+	defer cancel()
+	err := o.v.remote.Undrained(bounded, true)
+	switch {
+	case err == nil:
+		o.v.setMarked(true)
+	case ctx.Err() != nil:
+		return fault.As(fault.Unavailable, ctx.Err())
+	case fault.Is(err, fault.Unavailable) && o.v.enter():
+		o.v.log.Warn("volume is written to while its repository is away", "volume", o.v.name, "error", err)
+		go func() {
+			defer o.v.leave()
+			o.markLater()
+		}()
+	default:
+		o.fence(err)
+		return err
+	}
+	o.marked.Store(true)
+	return nil
+}
+
+func (o *offline) fence(err error) {
+	if fault.Is(err, fault.Busy) {
+		o.fenced.CompareAndSwap(nil, &err)
+	}
+}
+
+// markLater goes on trying until the mark is set, or is not needed any more.
+func (o *offline) markLater() {
+	for sleep(o.v.life, lastPause) == nil {
+		o.marking.Lock()
+		err := error(nil)
+		if o.marked.Load() {
+			if err = o.v.remote.Undrained(o.v.life, true); err == nil {
+				o.v.setMarked(true)
+			}
+		}
+		o.marking.Unlock()
+		if !fault.Is(err, fault.Unavailable) {
+			o.fence(err)
+			return
+		}
+	}
+}
+
+// setMarked remembers that the source carries the mark; when that is forgotten it is set once more.
+func (v *volume) setMarked(yes bool) {
+	v.stateMu.Lock()
+	defer v.stateMu.Unlock()
+	v.state.Marked = yes
+}
+
+func (o *offline) status(s *cache.VolumeStatus) {
+	s.Undrained = o.dirty.count.Load() * chunkSize
+	if fenced := o.fenced.Load(); fenced != nil {
+		s.Error = (*fenced).Error()
+	}
+}
+
+func (o *offline) shut() error {
+	if err := o.dirty.sync(); err != nil {
+		return fmt.Errorf("dirty: %w", err)
+	}
+	if err := o.origin.Sync(); err != nil {
+		return fmt.Errorf("origin: %w", err)
+	}
+	return nil
+}
