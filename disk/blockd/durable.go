@@ -1,0 +1,99 @@
+package blockd
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// writeDurable writes a file so that a crash leaves the old one or the new one.
+func writeDurable(path string, content []byte, mode fs.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".part-")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err == nil {
+		err = errors.Join(f.Chmod(mode), f.Sync())
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func removeDurable(path string) error {
+	if err := os.Remove(path); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+const recordSuffix = ".json"
+
+// records keeps values of one kind, each in a file of its own.
+type records[T any] struct{ dir string }
+
+func (r records[T]) put(name string, value T) error {
+	text, err := json.MarshalIndent(value, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeDurable(filepath.Join(r.dir, name+recordSuffix), append(text, '\n'), 0o600)
+}
+
+func (r records[T]) remove(name string) error {
+	return removeDurable(filepath.Join(r.dir, name+recordSuffix))
+}
+
+// all makes the directory when it is missing, and removes what a crash left half-written. A record that cannot be read is told to bad, and kept.
+func (r records[T]) all(bad func(file string, err error)) ([]T, error) {
+	if err := os.MkdirAll(r.dir, 0o700); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(r.dir)
+	if err != nil {
+		return nil, err
+	}
+	var list []T
+	for _, e := range entries {
+		path := filepath.Join(r.dir, e.Name())
+		if strings.HasPrefix(e.Name(), ".") {
+			_ = os.Remove(path)
+			continue
+		}
+		if !strings.HasSuffix(e.Name(), recordSuffix) {
+			continue
+		}
+		var value T
+		text, err := os.ReadFile(path)
+		if err == nil {
+			err = json.Unmarshal(text, &value)
+		}
+		if err != nil {
+			bad(path, err)
+			continue
+		}
+		list = append(list, value)
+	}
+	return list, nil
+}

@@ -1,0 +1,146 @@
+package blockd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hayloft/cloud/fault"
+)
+
+const (
+	lockFile = "blockd.lock"
+	// LogFile is what a daemon's process says, in its state directory; what was said before is in LogFile.1.
+	LogFile = "blockd.log"
+
+	takeOverLimit = 20 * time.Second // for the process before this one to end
+	lockPoll      = 2 * time.Millisecond
+	idleLimit     = 5 * time.Second
+)
+
+// RunConfig is what a daemon's process is run with.
+type RunConfig struct {
+	Config
+	Idle time.Duration // without exports and connections, after which it ends by itself; 0: 5 seconds, negative: never
+}
+
+// Run is a daemon's process: it answers at SocketFile in the state directory until ctx ends, a client asks it to, or
+// it was of no use for a while. It is the only one of its state directory; one that is just ending is waited for,
+// otherwise the error is fault.Busy.
+func Run(ctx context.Context, c RunConfig) error {
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.Idle == 0 {
+		c.Idle = idleLimit
+	}
+	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
+		return err
+	}
+	unlock, err := lockDir(ctx, c.StateDir, takeOverLimit)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	began := time.Now()
+	d, err := New(c.Config)
+	if err != nil {
+		return err
+	}
+	l, err := Listen(c.StateDir)
+	if err != nil {
+		return errors.Join(err, d.Close())
+	}
+	c.Log.Info("data path is up", "version", c.Version, "pid", os.Getpid(), "exports", d.inUse(), "took", time.Since(began))
+	idle := newIdle(c.Idle, d.inUse, stop)
+	defer idle.stop()
+	s := &Server{Service: d, Version: c.Version, End: stop, Connections: idle.connections}
+	err = errors.Join(s.Serve(ctx, l), d.Close(), removeDurable(socketOf(c.StateDir)))
+	c.Log.Info("data path ends", "pid", os.Getpid(), "error", err)
+	return err
+}
+
+// lockDir makes this process the only daemon of the directory until unlock or its death.
+func lockDir(ctx context.Context, stateDir string, limit time.Duration) (unlock func(), err error) {
+	path := filepath.Join(stateDir, lockFile)
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	tick := time.NewTicker(lockPoll)
+	defer tick.Stop()
+	for {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { file.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			file.Close()
+			return nil, fmt.Errorf("%s: lock: %w", path, err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			file.Close()
+			return nil, fault.Errorf(fault.Busy, "state directory %s: another blockd uses it", stateDir)
+		}
+	}
+}
+
+// idle ends a process that is of no use.
+type idle struct {
+	limit time.Duration
+	inUse func() int
+	end   func()
+
+	mu    sync.Mutex
+	open  int
+	timer *time.Timer
+	since time.Time
+}
+
+func newIdle(limit time.Duration, inUse func() int, end func()) *idle {
+	i := &idle{limit: limit, inUse: inUse, end: end, since: time.Now()}
+	if limit > 0 {
+		i.timer = time.AfterFunc(limit, i.look)
+	}
+	return i
+}
+
+func (i *idle) connections(n int) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.open, i.since = n, time.Now()
+}
+
+func (i *idle) look() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	left := i.limit - time.Since(i.since)
+	if i.open == 0 && i.inUse() == 0 {
+		if left <= 0 {
+			i.end()
+			return
+		}
+	} else {
+		left = i.limit
+	}
+	i.timer.Reset(left)
+}
+
+func (i *idle) stop() {
+	if i.timer != nil {
+		i.timer.Stop()
+	}
+}

@@ -1,0 +1,3 @@
+package blockd
+
+func daemonMain() bool { return false }

@@ -1,0 +1,178 @@
+package blockd
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"sync"
+	"sync/atomic"
+
+	"hayloft/cloud/fault"
+	"hayloft/disk/cache"
+	"hayloft/disk/repository"
+)
+
+// source is a persistent image in its repository as a volume sees it: cache.Source. It opens the image when it is
+// needed first, and again after the repository was away, as long as the generation is the one it was taken with.
+type source struct {
+	repository repository.Writable
+	object     string
+	owner      repository.Owner
+	generation uint64
+	size       atomic.Int64
+	ctx        context.Context // of what is opened
+	cancel     context.CancelFunc
+
+	mu     sync.Mutex
+	target repository.Target // nil: not open
+}
+
+var _ cache.Source = (*source)(nil)
+
+func newSource(repo repository.Writable, object string, owner repository.Owner) *source {
+	s := &source{repository: repo, object: object, owner: owner}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s
+}
+
+// first opens the image and takes its generation and size for those that are meant.
+func (s *source) first(ctx context.Context) error {
+	defer context.AfterFunc(ctx, s.cancel)()
+	target, mark, err := s.repository.OpenTarget(s.ctx, s.object, s.owner)
+	if err != nil {
+		return errors.Join(err, ctx.Err())
+	}
+	s.target, s.generation = target, mark.Generation
+	s.size.Store(target.Size())
+	return nil
+}
+
+func (s *source) get() (repository.Target, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.target != nil {
+		return s.target, nil
+	}
+	if s.ctx.Err() != nil {
+		return nil, fs.ErrClosed
+	}
+	target, mark, err := s.repository.OpenTarget(s.ctx, s.object, s.owner)
+	if fault.Is(err, fault.WrongState) { // nobody's any more
+		err = fault.As(fault.Busy, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if mark.Generation != s.generation {
+		err := fault.Errorf(fault.Busy, "object %s: was taken again: generation %d is over, it is %d now", s.object, s.generation, mark.Generation)
+		return nil, errors.Join(err, target.Close())
+	}
+	s.target = target
+	s.size.Store(target.Size())
+	return target, nil
+}
+
+// with uses the image. One that cannot be reached is opened anew the next time: its file handle may be stale.
+func (s *source) with(f func(repository.Target) error) error {
+	target, err := s.get()
+	if err != nil {
+		return err
+	}
+	err = f(target)
+	if fault.Is(err, fault.Unavailable) {
+		s.mu.Lock()
+		if s.target == target {
+			s.target = nil
+			_ = target.Close()
+		}
+		s.mu.Unlock()
+	}
+	if errors.Is(err, fs.ErrClosed) {
+		err = fault.As(fault.Unavailable, err)
+	}
+	return err
+}
+
+func (s *source) Size() int64 { return s.size.Load() }
+
+func (s *source) ReadAt(p []byte, offset int64) (n int, err error) {
+	var end error
+	err = s.with(func(t repository.Target) error {
+		n, err = t.ReadAt(p, offset)
+		if err == io.EOF {
+			end = io.EOF
+			return nil
+		}
+		return err
+	})
+	if err == nil {
+		err = end
+	}
+	return n, err
+}
+
+func (s *source) WriteAt(p []byte, offset int64) (n int, err error) {
+	err = s.with(func(t repository.Target) error {
+		n, err = t.WriteAt(p, offset)
+		s.size.Store(t.Size())
+		return err
+	})
+	return n, err
+}
+
+func (s *source) Truncate(size int64) error {
+	return s.with(func(t repository.Target) error {
+		err := t.Truncate(size)
+		s.size.Store(t.Size())
+		return err
+	})
+}
+
+func (s *source) Discard(offset, length int64) error {
+	return s.with(func(t repository.Target) error { return t.Discard(offset, length) })
+}
+
+func (s *source) Sync() error { return s.with(func(t repository.Target) error { return t.Sync() }) }
+
+// NextData implements repository.Extents; where the repository does not tell, all is data.
+func (s *source) NextData(offset int64) (start, end int64, err error) {
+	var last error
+	err = s.with(func(t repository.Target) error {
+		x, ok := t.(repository.Extents)
+		switch {
+		case ok:
+			start, end, err = x.NextData(offset)
+		case offset >= t.Size():
+			err = io.EOF
+		default:
+			start, end, err = offset, t.Size(), nil
+		}
+		if err == io.EOF {
+			last = io.EOF
+			return nil
+		}
+		return err
+	})
+	if err == nil {
+		err = last
+	}
+	return start, end, err
+}
+
+// Undrained implements cache.Source.
+func (s *source) Undrained(ctx context.Context, yes bool) error {
+	return s.repository.SetUndrained(ctx, s.object, s.owner, s.generation, yes)
+}
+
+func (s *source) Close() error {
+	s.cancel()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.target == nil {
+		return nil
+	}
+	target := s.target
+	s.target = nil
+	return target.Close()
+}
