@@ -1,0 +1,5 @@
+package proof
+
+type baseScenario struct{ *runner }
+
+func (s *baseScenario) run() {}

@@ -1,0 +1,74 @@
+package proof
+
+import (
+	"testing"
+	"testing/synctest"
+
+	"hayloft/disk/cache"
+)
+
+// scenario runs one in a bubble of its own.
+func scenario(t *testing.T, seed uint64, s Subject) (result Result, err error) {
+	t.Helper()
+	synctest.Test(t, func(*testing.T) { result, err = Run(seed, s) })
+	return result, err
+}
+
+func TestWhatIsRightPasses(t *testing.T) {
+	for _, mode := range []cache.Mode{cache.Around, cache.Through, cache.Back, cache.Offline} {
+		t.Run(string(mode), func(t *testing.T) {
+			points := 0
+			for seed := range uint64(200) {
+				r, err := scenario(t, seed, Subject{Name: "naive", Mode: mode, Volume: openNaive("")})
+				if err != nil {
+					t.Fatal(err)
+				}
+				points += r.Points
+			}
+			t.Logf("%d crash points", points)
+		})
+	}
+}
+
+func TestWhatIsWrongIsCaught(t *testing.T) {
+	around, through, back, offline := cache.Around, cache.Through, cache.Back, cache.Offline
+	for _, c := range []struct {
+		defect string
+		modes  []cache.Mode
+	}{
+		{"acknowledges before the source has it", []cache.Mode{through}},
+		{"keeps what a write covers", []cache.Mode{around}},
+		{"believes its map after a crash", []cache.Mode{around, through}},
+		{"ignores trims", []cache.Mode{around, through, back, offline}},
+		{"ignores FUA", []cache.Mode{around, through, back, offline}},
+		{"does not sync on flush", []cache.Mode{around, through, back, offline}},
+		{"calls all zeros", []cache.Mode{through}},
+		{"names are not synced", []cache.Mode{back}},
+		{"sets no mark", []cache.Mode{back, offline}},
+		{"clears the mark too early", []cache.Mode{back, offline}},
+		{"does not sync the source", []cache.Mode{offline}},
+		{"goes on after a failed sync", []cache.Mode{back}},
+		{"keeps writes in memory", []cache.Mode{back}},
+		{"believes torn records", []cache.Mode{back}},
+		{"leaves the log's old tail", []cache.Mode{back}},
+		{"does not sync the log", []cache.Mode{back}},
+		{"drains the newest first", []cache.Mode{back}},
+		{"drains epochs together", []cache.Mode{back}},
+		{"forgets the log before the source is durable", []cache.Mode{back}},
+		{"loaded before it is durable", []cache.Mode{offline}},
+		{"forgets what is dirty", []cache.Mode{offline}},
+		{"discards what is not drained", []cache.Mode{back, offline}},
+	} {
+		for _, mode := range c.modes {
+			t.Run(string(mode)+" "+c.defect, func(t *testing.T) {
+				for seed := range uint64(400) {
+					if _, err := scenario(t, seed, Subject{Name: "naive", Mode: mode, Volume: openNaive(c.defect)}); err != nil {
+						t.Logf("caught by seed %d: %s", seed, err.(*Violation).What)
+						return
+					}
+				}
+				t.Fatal("not caught")
+			})
+		}
+	}
+}

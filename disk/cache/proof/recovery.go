@@ -1,0 +1,185 @@
+package proof
+
+import (
+	"context"
+
+	"hayloft/disk/cache"
+	"hayloft/disk/cache/storage/faulty"
+)
+
+// crash ends the run of the host, looks at what somebody else would find in the source, and has the host come back:
+// after its process was killed, or after a power cut.
+func (s *volumeScenario) crash() {
+	s.disk.Crash()
+	s.shut()
+	s.result.Points++
+	s.mu.Lock()
+	s.model.crash()
+	s.mu.Unlock()
+	s.lookAtSource()
+	if s.oneIn(2) {
+		s.note("crash %d: the process is killed", s.result.Points)
+		s.disk.Kill()
+		if s.pinned || s.direct() {
+			s.boundAfter = s.model.reading(s.model.tick())
+		} else {
+			s.boundAfter = s.kept()
+		}
+	} else {
+		s.note("crash %d: %s", s.result.Points, s.disk.CutAs(faulty.Chance))
+		s.boot++
+		s.pinned, s.doubt = false, false
+		s.boundAfter = s.kept()
+		if s.direct() {
+			s.boundAfter = s.model.reading(s.model.tick())
+		}
+	}
+	if !s.pinned && s.lenient {
+		s.model.forget()
+		s.lenient = false
+	}
+	s.disk.SetCapacity(0)
+	if s.mode != cache.Offline || s.oneIn(2) {
+		s.heal()
+	}
+}
+
+// kept is Model.kept, and nothing when a sync failed before the volume was opened: what it believes to be on the disk
+// may be in the cache of the operating system only, and nobody tells it.
+func (s *volumeScenario) kept() rule {
+	r := s.model.kept()
+	if s.lenient {
+		r.covers = func(*change) bool { return false }
+	}
+	return r
+}
+
+// lookAtSource checks what the source promises when the host is lost.
+func (s *volumeScenario) lookAtSource() {
+	live, durable := make([]byte, s.size), make([]byte, s.size)
+	s.source.Peek(live, 0)
+	s.source.PeekDurable(durable, 0)
+	if n := s.source.Strays(); n > 0 {
+		s.fail("%d changes of an image that another owner had taken", n)
+	}
+	switch s.mode {
+	case cache.Around, cache.Through:
+		if err := s.model.check(live, 0, s.model.reading(s.model.tick())); err != nil {
+			s.fail("the source has not what was acknowledged: %v", err)
+		}
+		if err := s.model.check(durable, 0, s.kept()); err != nil {
+			s.fail("the source's disk has not what was flushed: %v", err)
+		}
+		return
+	case cache.Back:
+		if err := s.model.ordered(live); err != nil {
+			s.fail("host lost: %v", err)
+		}
+		left := make([]byte, s.size)
+		s.source.After(faulty.Chance, s.rng.Uint64())(left, 0)
+		if err := s.model.ordered(left); err != nil {
+			s.fail("host lost, and the repository's power: %v", err)
+		}
+	}
+	if !s.source.Undrained() {
+		if err := s.model.check(durable, 0, s.kept()); err != nil {
+			s.fail("no mark of undrained writes, and the source has not what was durable: %v", err)
+		}
+	}
+}
+
+// found reads all after a recovery, checks it, and from then on expects just that.
+func (s *volumeScenario) found() {
+	disk, err := s.readAll()
+	if err != nil {
+		if !s.excused(err) {
+			s.fail("read after a recovery: %v", err)
+		}
+		return
+	}
+	s.mu.Lock()
+	err = s.model.check(disk, 0, s.boundAfter)
+	s.model.found(disk)
+	s.pinned = true
+	s.mu.Unlock()
+	if err != nil {
+		s.fail("after the recovery: %v", err)
+		return
+	}
+	if s.direct() && !s.shaken {
+		s.compare(disk, "after the recovery")
+	}
+}
+
+// compare what the machine reads with what the source has.
+func (s *volumeScenario) compare(disk []byte, when string) {
+	source := make([]byte, s.size)
+	s.source.PeekDurable(source, 0)
+	if when != "after Settle" {
+		s.source.Peek(source, 0)
+	}
+	for i := range disk {
+		if disk[i] != source[i] {
+			s.fail("%s: byte %d (sector %d) reads %#02x, the source has %#02x", when, i, i/sector, disk[i], source[i])
+			return
+		}
+	}
+}
+
+func (s *volumeScenario) readAll() ([]byte, error) {
+	disk := make([]byte, s.size)
+	step := []int64{4 << 10, 64 << 10, s.size}[s.rng.IntN(3)]
+	for at := int64(0); at < s.size; at += step {
+		if err := s.volume.ReadAt(context.Background(), disk[at:min(at+step, s.size)], at); err != nil {
+			return nil, err
+		}
+	}
+	return disk, nil
+}
+
+// settle, with nothing else under way: the source then has what the machine reads, durably, and no mark.
+func (s *volumeScenario) settle() error {
+	s.mu.Lock()
+	start := s.model.tick()
+	s.mu.Unlock()
+	s.settled = true
+	err := s.volume.Settle(context.Background(), nil)
+	s.note("settle: %v", err)
+	if err != nil {
+		if !s.away && !s.excused(err) {
+			s.fail("settle: %v", err)
+		}
+		s.mu.Lock()
+		s.model.doubt()
+		s.mu.Unlock()
+		return err
+	}
+	if s.down() {
+		return nil
+	}
+	if s.source.Undrained() {
+		s.fail("settled, and the mark of undrained writes is still there")
+	}
+	if u := s.volume.Status().Undrained; u != 0 {
+		s.fail("settled, and %d bytes are undrained", u)
+	}
+	s.mu.Lock()
+	s.model.flushed(start)
+	s.mu.Unlock()
+	disk, err := s.readAll()
+	if err != nil {
+		if !s.excused(err) {
+			s.fail("read after settle: %v", err)
+		}
+		return nil
+	}
+	s.mu.Lock()
+	err = s.model.check(disk, 0, s.model.reading(s.model.tick()))
+	s.mu.Unlock()
+	if err != nil {
+		s.fail("after Settle: %v", err)
+	} else if !s.shaken || !s.direct() {
+		s.compare(disk, "after Settle")
+	}
+	return nil
+}
