@@ -1,0 +1,234 @@
+// Package loop makes files block devices, by the kernel's loop driver: for containers, and for all that cannot use a
+// file. A device of ours carries a tag in the kernel (lo_file_name), so that only ours are ever detached, also after
+// a crash; there is no other record of it.
+package loop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"golang.org/x/sys/unix"
+
+	"hayloft/cloud/fault"
+)
+
+const (
+	mark        = "hayloft:" // before each tag
+	maxTag      = unix.LO_NAME_SIZE - 1 - len(mark)
+	attachLimit = 10 * time.Second
+	detachLimit = 10 * time.Second
+	interval    = 5 * time.Millisecond
+)
+
+// Options describe a device.
+type Options struct {
+	// Tag names the device, 1 to 55 printable bytes, unique on this machine: it is what Detach and Find go by.
+	Tag      string
+	ReadOnly bool
+	// DirectIO keeps what is read and written out of the file's page cache, where the file can do that: the device has
+	// one of its own.
+	DirectIO bool
+	// SectorSize in bytes, 512 to 4096; 0: 512. What the file has beyond a whole number of sectors is not in the device.
+	SectorSize int
+}
+
+// Attached is a device of ours.
+type Attached struct {
+	Device string // path
+	Tag    string
+}
+
+// Attach makes the file at path, which stays open in the kernel, a block device, and gives the path of that. The file
+// may be one that this process serves. Errors: fault.Exists when the tag has a device, fault.Unsupported without the
+// loop driver, fault.Invalid, and those of opening the file.
+func Attach(ctx context.Context, path string, o Options) (string, error) {
+	device, err := attach(ctx, path, o)
+	if err != nil {
+		return "", fmt.Errorf("loop device %q on %s: %w", o.Tag, path, err)
+	}
+	return device, nil
+}
+
+func attach(ctx context.Context, path string, o Options) (string, error) {
+	if err := o.check(); err != nil {
+		return "", err
+	}
+	switch found, err := Find(o.Tag); {
+	case err == nil:
+		return "", fault.Errorf(fault.Exists, "is %s already", found)
+	case !fault.Is(err, fault.NotFound):
+		return "", err
+	}
+	// Not by package os, which would have the runtime poll a file that this very process may serve.
+	flags := unix.O_CLOEXEC | unix.O_NONBLOCK
+	if o.ReadOnly {
+		flags |= unix.O_RDONLY
+	} else {
+		flags |= unix.O_RDWR
+	}
+	file, err := openRetrying(path, flags)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(file)
+	var st unix.Stat_t
+	if err := unix.Fstat(file, &st); err != nil {
+		return "", err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return "", fault.Errorf(fault.Invalid, "is not a file")
+	}
+	if err := unix.SetNonblock(file, false); err != nil { // it was for what is not a file
+		return "", err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, attachLimit, fault.Errorf(fault.Busy, "no free device within %v", attachLimit))
+	defer cancel()
+	for ctx.Err() == nil {
+		n, err := freeNumber()
+		if err != nil {
+			return "", err
+		}
+		switch err := configure(n, file, o); {
+		case err == nil:
+			return devicePath(n), nil
+		case errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV): // somebody was faster
+		default:
+			return "", fmt.Errorf("%s: %w", devicePath(n), err)
+		}
+		if err := pause(ctx); err != nil {
+			return "", err
+		}
+	}
+	return "", ended(ctx)
+}
+
+func (o Options) check() error {
+	if err := checkTag(o.Tag); err != nil {
+		return err
+	}
+	switch o.SectorSize {
+	case 0, 512, 1024, 2048, 4096:
+		return nil
+	}
+	return fault.Errorf(fault.Invalid, "sector size %d", o.SectorSize)
+}
+
+func checkTag(tag string) error {
+	if tag == "" || len(tag) > maxTag || strings.ContainsFunc(tag, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return fault.Errorf(fault.Invalid, "tag %q is not 1 to %d printable bytes", tag, maxTag)
+	}
+	return nil
+}
+
+// Find gives the device of a tag; fault.NotFound when there is none.
+func Find(tag string) (string, error) {
+	all, err := List()
+	if err != nil {
+		return "", err
+	}
+	for _, a := range all {
+		if a.Tag == tag {
+			return a.Device, nil
+		}
+	}
+	return "", fault.Errorf(fault.NotFound, "loop device %q: there is none", tag)
+}
+
+// List gives all devices of ours, in the order of their numbers.
+func List() ([]Attached, error) {
+	numbers, err := attachedNumbers()
+	if err != nil {
+		return nil, err
+	}
+	sort.Ints(numbers)
+	var list []Attached
+	for _, n := range numbers {
+		name, err := nameOf(n)
+		if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) { // detached meanwhile
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", devicePath(n), err)
+		}
+		if tag, ok := strings.CutPrefix(name, mark); ok {
+			list = append(list, Attached{Device: devicePath(n), Tag: tag})
+		}
+	}
+	return list, nil
+}
+
+// Detach frees a device when it has this tag, and waits until it is free; it does nothing when it is attached to
+// nothing. Errors: fault.WrongState when it has another tag or none of ours, fault.Busy when somebody has it open for
+// longer than ctx and 10 seconds allow: it is freed then by the last who closes it.
+func Detach(ctx context.Context, device, tag string) error {
+	if err := detach(ctx, device, tag); err != nil {
+		return fmt.Errorf("loop device %s (%q): %w", device, tag, err)
+	}
+	return nil
+}
+
+func detach(ctx context.Context, device, tag string) error {
+	if err := checkTag(tag); err != nil {
+		return err
+	}
+	n, err := numberOf(device)
+	if err != nil {
+		return err
+	}
+	if !isAttached(n) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, detachLimit, fault.Errorf(fault.Busy, "still in use after %v", detachLimit))
+	defer cancel()
+	generation := generationOf(n)
+	done := make(chan error, 1)
+	go func() { done <- clearDevice(n, tag) }() // the kernel may have to write what the device's page cache has
+	select {
+	case err := <-done:
+		if err != nil {
+			return err
+		}
+	case <-ctx.Done():
+		return ended(ctx)
+	}
+	for isAttached(n) && generationOf(n) == generation {
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func pause(ctx context.Context) error {
+	timer := time.NewTimer(interval)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ended(ctx)
+	}
+}
+
+func ended(ctx context.Context) error {
+	if err := context.Cause(ctx); fault.Is(err, fault.Busy) || !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return fault.Errorf(fault.Busy, "in use: %w", ctx.Err())
+}
+
+func numberOf(device string) (int, error) {
+	digits, ok := strings.CutPrefix(device, filepath.Join(deviceDir, "loop"))
+	n, err := strconv.ParseUint(digits, 10, 20) // as many bits as a minor number has
+	if !ok || err != nil || strconv.FormatUint(n, 10) != digits {
+		return 0, fault.Errorf(fault.Invalid, "is not %s/loopN", deviceDir)
+	}
+	return int(n), nil
+}
