@@ -86,6 +86,7 @@ type Prefetch struct {
 	Done    int64         `json:"done,omitempty"` // bytes
 	Total   int64         `json:"total,omitempty"`
 	Error   string        `json:"error,omitempty"`
+	Class   string        `json:"error_class,omitempty"` // of Error, see fault.Class
 	Time    int64         `json:"time"` // Unix seconds of the request
 }
 

@@ -63,6 +63,8 @@ func newDatastoreCommand(a *app) *cobra.Command {
 		datastores.showCommand(a, "hayloft datastore show default"),
 		datastores.deleteCommand(a, "hayloft datastore delete golden"),
 		newDatastoreCreateCommand(a),
+		a.updateCommand(cloud.KindDatastore, "Change a datastore's attributes, such as how its images are cached",
+			"hayloft datastore update golden --set 'CACHE_FILL = NO' --set 'CACHE_MODE = AROUND'"),
 	)
 	return cmd
 }
@@ -70,13 +72,15 @@ func newDatastoreCommand(a *app) *cobra.Command {
 func newDatastoreCreateCommand(a *app) *cobra.Command {
 	in := input{app: a}
 	var kind, path, driver, cluster string
-	cmd := one("create", "Make a datastore", "hayloft datastore create --name golden --type image --path /srv/golden",
+	cmd := one("create", "Make a datastore", `hayloft datastore create --name golden --type image --path /srv/golden
+  hayloft datastore create --name slow --path /srv/nfs --set 'CACHE_MODE = BACK' --set 'CACHE_FILL_RATE = 20'
+  hayloft datastore create --name golden-web --driver http --path https://images.example/golden`,
 		a.remote(func(ctx context.Context, c *client.Client, _ []string) error {
 			t, err := in.begin()
 			if err != nil {
 				return err
 			}
-			if path != "" {
+			if path != "" && !strings.Contains(path, "://") {
 				if path, err = filepath.Abs(path); err != nil {
 					return err
 				}
@@ -97,11 +101,12 @@ func newDatastoreCreateCommand(a *app) *cobra.Command {
 	in.register(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&kind, "type", "", "image, file or system (default image)")
-	flags.StringVar(&path, "path", "", "directory on the server and its hosts, BASE_PATH")
-	flags.StringVar(&driver, "driver", "", "DS_MAD (default path)")
+	flags.StringVar(&path, "path", "", "BASE_PATH: a directory on the server and its hosts, or for http a URL")
+	flags.StringVar(&driver, "driver", "", "DS_MAD: path, or http to read from a web server (default path)")
 	flags.StringVar(&cluster, "cluster", "", "cluster, id or name")
 	must(cmd.MarkFlagDirname("path"))
 	completeWords(cmd, "type", "image", "file", "system")
+	completeWords(cmd, "driver", "path", "http")
 	a.completeFlag(cmd, "cluster", cloud.KindCluster)
 	return cmd
 }

@@ -71,6 +71,15 @@ func showHost(p *page, _ *app, h *api.Host) {
 	p.field("MEMORY", hostMemory(h)+", "+megabytesText(h.MemoryMB)+" physical")
 	p.field("LOCAL STORE", shareText(float64(h.UsedDiskMB), float64(h.DiskMB), func(mb float64) string { return megabytesText(int(mb)) }))
 	p.field("IMAGES HELD", len(h.Bases))
+	if len(h.Held) > 0 {
+		p.section("Images held")
+		rows(p, h.Held,
+			column[api.Held]{title: "IMAGE", least: 8, cell: heldName},
+			column[api.Held]{title: "PRESENT", right: true, cell: func(b *api.Held) string { return heldBytes(b, b.Present) }},
+			column[api.Held]{title: "TOTAL", right: true, cell: func(b *api.Held) string { return heldBytes(b, b.Total) }},
+			column[api.Held]{title: "WHOLE", cell: func(b *api.Held) string { return yesNo(b.Complete) }},
+			column[api.Held]{title: "DIGEST", least: 16, cell: func(b *api.Held) string { return b.Digest }})
+	}
 	p.section("Hypervisors")
 	for _, hv := range h.Hypervisor {
 		text := strings.TrimSpace(hv.Version)
@@ -97,6 +106,20 @@ func showHost(p *page, _ *app, h *api.Host) {
 	p.section("Machines")
 	p.field("VMS", idsText(h.VMs))
 	p.painted("ORPHANS", idsText(h.Orphans), yellow)
+}
+
+func heldName(b *api.Held) string {
+	if b.Names == "" {
+		return "(deleted)"
+	}
+	return b.Names
+}
+
+func heldBytes(b *api.Held, n int64) string {
+	if b.Total == 0 {
+		return "-"
+	}
+	return bytesText(n)
 }
 
 func newHostCommand(a *app) *cobra.Command {

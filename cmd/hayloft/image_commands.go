@@ -73,6 +73,8 @@ func showImage(p *page, _ *app, i *api.Image) {
 	}
 	p.painted("ERROR", i.Error, red)
 	p.field("MACHINES", idsText(i.VMs))
+	showOwner(p, i.Owner)
+	showPrefetches(p, i)
 	p.section("Content")
 	p.field("SIZE", bytesText(i.Size))
 	p.field("STORED", bytesText(i.StoredBytes))
@@ -92,9 +94,10 @@ func newImageCommand(a *app) *cobra.Command {
 	cmd.AddCommand(
 		images.listCommand(a, "hayloft image list -o json", nil),
 		images.showCommand(a, "hayloft image show tiny"),
-		newImageCreateCommand(a), newImageDeleteCommand(a),
+		newImageCreateCommand(a), newImageDeleteCommand(a), newImageUpdateCommand(a),
 		newPersistentCommand(a, "persistent", "Make unused images persistent: their one machine writes to them", true),
 		newPersistentCommand(a, "nonpersistent", "Make unused images immutable: machines write to overlays", false),
+		newImagePrefetchCommand(a), newImagePrefetchesCommand(a), newImageReleaseCommand(a),
 	)
 	return cmd
 }
@@ -102,8 +105,8 @@ func newImageCommand(a *app) *cobra.Command {
 // imageFlags are the flags of `hayloft image create`.
 type imageFlags struct {
 	input
-	path, kind, datastore, size, digest, form, prefix string
-	persistent, noWait                                bool
+	path, source, kind, datastore, size, digest, form, prefix string
+	persistent, noWait                                        bool
 }
 
 func newImageCreateCommand(a *app) *cobra.Command {
@@ -111,6 +114,7 @@ func newImageCreateCommand(a *app) *cobra.Command {
 	cmd := one("create", "Register an image and take its content in",
 		`hayloft image create --name tiny --path /images/tiny.qcow2 --digest sha256:3a7bd3e2...
   hayloft image create --name data --size 10G --type DATABLOCK --persistent
+  hayloft image create --name debian --source debian-12.img -d golden-web
   hayloft image create --name vmlinuz --type KERNEL --path /boot/vmlinuz --datastore files`,
 		a.remote(func(ctx context.Context, c *client.Client, _ []string) error {
 			t, err := f.template()
@@ -129,8 +133,9 @@ func newImageCreateCommand(a *app) *cobra.Command {
 	f.register(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&f.path, "path", "", "file or URL, which the server reads")
+	flags.StringVar(&f.source, "source", "", "object that is in the datastore already, with its index NAME.idx beside it: registered as it is")
 	flags.StringVar(&f.kind, "type", "", "OS, CDROM, DATABLOCK, KERNEL, RAMDISK or CONTEXT (default OS)")
-	flags.StringVar(&f.datastore, "datastore", "", "datastore, id or name (default by type)")
+	flags.StringVarP(&f.datastore, "datastore", "d", "", "datastore, id or name (default by type)")
 	flags.BoolVar(&f.persistent, "persistent", false, "its one machine writes to it")
 	flags.StringVar(&f.size, "size", "", "of an empty image, or to enlarge to: MB, or with M, G or T")
 	flags.StringVar(&f.digest, "digest", "", "that the file must have, ALGORITHM:HEX")
@@ -156,7 +161,7 @@ func (f *imageFlags) template() (template.Template, error) {
 			return t, err
 		}
 	}
-	setText(&t, "PATH", path, "TYPE", strings.ToUpper(f.kind), "DIGEST", f.digest, "FORMAT", f.form, "DEV_PREFIX", f.prefix)
+	setText(&t, "PATH", path, "SOURCE", f.source, "TYPE", strings.ToUpper(f.kind), "DIGEST", f.digest, "FORMAT", f.form, "DEV_PREFIX", f.prefix)
 	if f.persistent {
 		t.Set("PERSISTENT", "YES")
 	}
@@ -167,8 +172,8 @@ func (f *imageFlags) template() (template.Template, error) {
 		}
 		t.Set("SIZE", strconv.Itoa(mb))
 	}
-	if path != "" && f.name == "" && !t.Has("NAME") {
-		base, _, _ := strings.Cut(filepath.Base(path), ".")
+	if from := path + f.source; from != "" && f.name == "" && !t.Has("NAME") {
+		base, _, _ := strings.Cut(filepath.Base(from), ".")
 		t.Set("NAME", base)
 	}
 	return t, f.finish(&t)
@@ -230,6 +235,11 @@ func newImageDeleteCommand(a *app) *cobra.Command {
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the content is gone too")
 	cmd.ValidArgsFunction = a.complete(cloud.KindImage, true)
 	return cmd
+}
+
+func newImageUpdateCommand(a *app) *cobra.Command {
+	return a.updateCommand(cloud.KindImage, "Change an image's attributes, such as how its disks are cached",
+		"hayloft image update data --set 'CACHE_MODE = BACK' --set 'CACHE_SIZE = 4096'")
 }
 
 func newPersistentCommand(a *app, use, short string, persistent bool) *cobra.Command {

@@ -34,6 +34,7 @@ func answering(c *console) {
 	c.server.Answer("POST /v1/hosts/{ref}/token", host)
 	c.server.Answer("POST /v1/{kinds}/{ref}/{what}", nothing)
 	c.server.Answer("POST /v1/vms/{id}/disks/{disk}/saveas", id)
+	c.server.Answer("POST /v1/vms/{id}/disks/{disk}/cache", nothing)
 	c.server.Answer("PUT /v1/{kinds}/{ref}", nothing)
 	c.server.Answer("DELETE /v1/{kinds}/{ref}", nothing)
 }
@@ -99,11 +100,22 @@ func TestRequests(t *testing.T) {
 		"vm reboot 3 --hard":                      `POST /v1/vms/3/action {"action":"reboot-hard"}`,
 		"vm terminate 3..4 broken --hard": "POST /v1/vms/3/action {\"action\":\"terminate-hard\"}\nPOST /v1/vms/4/action {\"action\":\"terminate-hard\"}\n" +
 			`POST /v1/vms/5/action {"action":"terminate-hard"}`,
-		"vm deploy 4 node-1 --enforce":    `POST /v1/vms/4/deploy {"host":"node-1","enforce":true}`,
-		"vm recover broken --retry":       `POST /v1/vms/5/recover {"operation":"retry"}`,
-		"vm recover 5 --delete-db":        `POST /v1/vms/5/recover {"operation":"delete-db"}`,
-		"vm resize 3 --cpu 2 --memory 1G": `POST /v1/vms/3/resize {"cpu":2,"memory_mb":1024}`,
-		"vm disk-saveas web-1 0 saved":    `POST /v1/vms/3/disks/0/saveas {"name":"saved"}`,
+		"vm deploy 4 node-1 --enforce":                        `POST /v1/vms/4/deploy {"host":"node-1","enforce":true}`,
+		"vm recover broken --retry":                           `POST /v1/vms/5/recover {"operation":"retry"}`,
+		"vm recover 5 --delete-db":                            `POST /v1/vms/5/recover {"operation":"delete-db"}`,
+		"vm resize 3 --cpu 2 --memory 1G":                     `POST /v1/vms/3/resize {"cpu":2,"memory_mb":1024}`,
+		"vm disk-cache web-1 0 --mode BACK --cache-size 4G":   `POST /v1/vms/3/disks/0/cache {"mode":"BACK","size_mb":"4096"}`,
+		"vm disk-cache 3 1 --preload auto --cache-size 0":     `POST /v1/vms/3/disks/1/cache {"size_mb":"0","preload":"auto"}`,
+		"vm disk-cache 3 1 --preload 1G":                      `POST /v1/vms/3/disks/1/cache {"preload":"1024"}`,
+		"image prefetch tiny --hosts node-1,1 --rate 1.5":     `POST /v1/images/tiny/prefetch {"hosts":["node-1","1"],"rate":1572864}`,
+		"image prefetch tiny --all --cancel":                  `POST /v1/images/tiny/prefetch {"all":true,"cancel":true}`,
+		"image release tiny":                                  `POST /v1/images/tiny/release {}`,
+		"image release tiny --accept-stale":                   `POST /v1/images/tiny/release {"accept_stale":true}`,
+		"image update tiny --set CACHE_MODE=BACK":             `PUT /v1/images/tiny {"template":"CACHE_MODE='BACK'","merge":true}`,
+		"image create --source a/deb.img -d golden --no-wait": `POST /v1/images {"template":"SOURCE='a/deb.img' NAME='deb'","datastore":"golden"}`,
+		"datastore update 1 --set CACHE_FILL=NO":              `PUT /v1/datastores/1 {"template":"CACHE_FILL='NO'","merge":true}`,
+		"ds create --name w --driver http --path https://h/x": `POST /v1/datastores {"template":"DS_MAD='http' BASE_PATH='https://h/x' NAME='w'"}`,
+		"vm disk-saveas web-1 0 saved":                        `POST /v1/vms/3/disks/0/saveas {"name":"saved"}`,
 	} {
 		if got := requested(c, strings.Fields(line)...); got != want {
 			t.Errorf("%s\n got %s\nwant %s", line, got, want)
@@ -124,7 +136,7 @@ func TestRequests(t *testing.T) {
 		"host create n":                 "ID: 2\nTo join, run on the host, within a day (the token is good once):\n  hayloft agent --server ADDRESS-OF-THE-SERVER --host n --token id.secret.hash\n",
 		"host token 0 -o json":          "{\n  \"id\": 2,\n  \"token\": \"id.secret.hash\"\n}\n",
 		"version --client":              "client " + version + "\n",
-		"__complete vm show web":        "web-1\tvm 3\n4\ta machine with a very long name indeed, and 漢字 too\n5\tbroken\n6\tcopying\n:4\n",
+		"__complete vm show web":        "web-1\tvm 3\n4\ta machine with a very long name indeed, and 漢字 too\n5\tbroken\n6\tcopying\n7\tdraining\n8\tundrained\n:4\n",
 		"__complete host show node-":    "node-1\thost 0\nnode-2\thost 1\n:4\n",
 		"__complete vm deploy 3 node-2": "node-1\thost 0\nnode-2\thost 1\n:4\n",
 		"__complete vm create --wait=":  "running\nssh\n:4\n",
@@ -197,6 +209,12 @@ func TestBadCommandLines(t *testing.T) {
 		{"image create --size zero", 2, `size "zero"`},
 		{"template create --cpu 1", 2, "the template has no NAME"},
 		{"template update web", 2, "nothing to change"},
+		{"vm disk-cache web-1 0", 2, "nothing to change"},
+		{"vm disk-cache web-1 x --mode BACK", 2, `disk "x"`},
+		{"vm disk-cache web-1 0 --cache-size much", 2, "--cache-size"},
+		{"image prefetch tiny", 2, "give --hosts, or --all"},
+		{"image prefetch tiny --all --hosts node-1", 2, "give --hosts, or --all"},
+		{"image prefetch tiny --all --cancel --wait", 2, "nothing to wait for"},
 		{"network create --name n --range 10.0.0.0", 2, "no size"},
 		{"completion tcsh", 2, `shell "tcsh"`},
 	} {

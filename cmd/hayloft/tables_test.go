@@ -39,6 +39,9 @@ func furnish(t *testing.T, c *console) {
 		PrologEnd: nanos(220 * time.Millisecond), BootStart: nanos(230 * time.Millisecond), BootEnd: nanos(1730 * time.Millisecond),
 		Running: nanos(1750 * time.Millisecond), ReadBytes: 64 * mebi, GivenBytes: 1088 * mebi}
 	web.UsedCPU, web.UsedBytes = 12.5, 100*mebi
+	web.Disks = append(web.Disks, cloud.Disk{ID: 2, ImageID: 4, Image: "data", Size: 256 * mebi, Format: "raw", Target: "vdc", Mode: "BACK", Persistent: true})
+	web.Caches = []api.Cache{{Disk: 0, Mode: "AROUND", Cached: 21 * mebi, Total: 40 * mebi},
+		{Disk: 2, Mode: "BACK", Cached: 5 * mebi, Total: 256 * mebi, Undrained: 3 * mebi, Degraded: true, Error: "draining: datastore 1: permission denied"}}
 	web.History = []cloud.History{{Seq: 0, HostID: 0, Hostname: "node-1", STime: today.Add(-3 * time.Hour).Unix(), RSTime: today.Add(-2 * time.Hour).Unix()}}
 	web.Template = parsed(t, `CPU = 0.5 MEMORY = 128 DISK = [ IMAGE = "tiny" ]`)
 	web.UserTemplate = parsed(t, `OWNER = "ann"`)
@@ -57,6 +60,14 @@ func furnish(t *testing.T, c *console) {
 	copying.HostID, copying.HostName, copying.Step, copying.Done, copying.Total = 0, "node-1", "copy base of disk 0", 300*mebi, 400*mebi
 	copying.Timing = cloud.Timing{Submitted: today.Add(-10 * time.Second).UnixNano(), PrologStart: today.Add(-3 * time.Second).UnixNano()}
 	c.server.Put(cloud.KindVM, copying)
+	draining := aVM(7, "draining", cloud.Active(cloud.LCMShutdownPoweroff))
+	draining.HostID, draining.HostName, draining.Step, draining.Done, draining.Total = 0, "node-1", "drain disk 0", 12*mebi, 40*mebi
+	c.server.Put(cloud.KindVM, draining)
+	undrained := aVM(8, "undrained", cloud.At(cloud.StatePoweroff))
+	undrained.Warning = "not drained: disk 0 has 3.0 MB that its image data has not: datastore 1 is away"
+	undrained.Disks = []cloud.Disk{{ID: 0, ImageID: 4, Image: "data", Size: 256 * mebi, Format: "raw", Target: "vda", Mode: "THRU", Persistent: true}}
+	undrained.Caches = []api.Cache{{Disk: 0, Mode: "BACK", Cached: 5 * mebi, Total: 256 * mebi, Undrained: 3 * mebi}}
+	c.server.Put(cloud.KindVM, undrained)
 	gone := aVM(2, "gone", done)
 	gone.ETime = gone.STime + 60
 	c.server.Put(cloud.KindVM, gone)
@@ -67,11 +78,20 @@ func furnish(t *testing.T, c *console) {
 				{Name: "qemu", Version: "7.2.0", Accelerator: "tcg", Chipsets: []string{"pc", "q35"}, Notes: []string{"kvm: /dev/kvm opens, but a guest of 16 bytes did not run"}},
 				{Name: "lxc", Error: "lxc-start is not installed"}},
 			Bases: []string{"blake3:aa"}, Orphans: []int{99}, Attributes: map[string]string{"RESERVED_MEM": "1024"}},
-		StateName: "MONITORED", Connected: true, VMs: []int{3, 5, 6, 7}, UsedCPU: 1.5, UsedMemoryMB: 384, UsedDiskMB: 1024, MaxCPU: 4, MaxMemoryMB: 15360})
+		StateName: "MONITORED", Connected: true, VMs: []int{3, 5, 6, 7}, UsedCPU: 1.5, UsedMemoryMB: 384, UsedDiskMB: 1024, MaxCPU: 4, MaxMemoryMB: 15360,
+		Held: []api.Held{{Digest: "blake3:bb", Names: "debian, debian-12", Present: 300 * mebi, Total: 900 * mebi},
+			{Digest: "blake3:aa", Names: "tiny", Present: 64 * mebi, Total: 64 * mebi, Complete: true}, {Digest: "blake3:cc", Complete: true}}})
 	c.server.Put(cloud.KindHost, api.Host{Host: cloud.Host{ID: 1, Name: "node-2", State: cloud.HostStateDisabled}, StateName: "DISABLED"})
 	c.server.Put(cloud.KindImage, api.Image{Image: cloud.Image{ID: 1, Name: "tiny", State: cloud.ImageStateReady, DatastoreID: 1, Size: 64 * mebi,
 		StoredBytes: 21 * mebi, Format: "raw", Digest: "blake3:aa", Path: "/images/tiny.img", Source: "image-1", RegTime: today.Unix(),
-		Template: parsed(t, `NAME = tiny PATH = "/images/tiny.img"`)}, StateName: "USED", TypeName: "OS", VMs: []int{3, 4, 5, 6}})
+		Template: parsed(t, `NAME = tiny PATH = "/images/tiny.img"`)}, StateName: "USED", TypeName: "OS", VMs: []int{3, 4, 5, 6},
+		Prefetches: []api.Prefetched{
+			{Prefetch: cloud.Prefetch{ImageID: 1, HostID: 0, State: cloud.PrefetchDone, Done: 40 * mebi, Total: 40 * mebi, Time: today.Unix()}, HostName: "node-1"},
+			{Prefetch: cloud.Prefetch{ImageID: 1, HostID: 1, State: cloud.PrefetchWanted, Done: 10 * mebi, Total: 40 * mebi, Rate: 5 * mebi, Time: today.Unix()}, HostName: "node-2"},
+			{Prefetch: cloud.Prefetch{ImageID: 1, HostID: 2, State: cloud.PrefetchFailed, Total: 40 * mebi, Error: "host store: LS_MAX", Time: today.Unix()}, HostName: "node-3"}}})
+	c.server.Put(cloud.KindImage, api.Image{Image: cloud.Image{ID: 4, Name: "data", State: cloud.ImageStateReady, DatastoreID: 1, Size: 256 * mebi, Persistent: true,
+		Format: "raw", Digest: "blake3:dd", Source: "image-4", RegTime: today.Unix()}, StateName: "USED_PERS", TypeName: "DATABLOCK", VMs: []int{3},
+		Owner: &api.Owner{Host: "node-1", Machine: 3, Generation: 7, Undrained: true}})
 	c.server.Put(cloud.KindImage, api.Image{Image: cloud.Image{ID: 2, Name: "big", State: cloud.ImageStateLocked, DatastoreID: 1}, StateName: "LOCKED",
 		TypeName: "OS", Done: 45, Total: 100})
 	c.server.Put(cloud.KindImage, api.Image{Image: cloud.Image{ID: 3, Name: "bad", State: cloud.ImageStateError, DatastoreID: 1,
@@ -94,6 +114,7 @@ func TestTables(t *testing.T) {
 		"vm-list": "vm list", "vm-list-all": "machine ls --all", "host-list": "host list", "image-list": "image list", "datastore-list": "ds ls",
 		"template-list": "template list", "network-list": "net list", "cluster-list": "cluster list",
 		"vm-show": "vm show web-1", "vm-show-waiting": "vm show 4", "vm-show-failure": "vm show broken", "vm-show-copying": "vm show 6",
+		"vm-show-draining": "vm show draining undrained", "image-show-owned": "image show data", "image-prefetches": "image prefetches tiny",
 		"host-show": "host show node-1", "image-show": "image show tiny bad", "image-show-import": "image show big",
 		"datastore-show": "datastore show 1", "template-show": "template show web", "network-show": "network show lan",
 		"cluster-show": "cluster show default", "host-show-yaml": "host show node-1 -o yaml", "template-list-json": "template list -o json",
@@ -113,13 +134,13 @@ func TestFilters(t *testing.T) {
 	c := newConsole(t)
 	furnish(t, c)
 	for args, want := range map[string]string{
-		"vm list -o id":                                   "3 4 5 6",
-		"vm list -o id --all":                             "2 3 4 5 6",
+		"vm list -o id":                                   "3 4 5 6 7 8",
+		"vm list -o id --all":                             "2 3 4 5 6 7 8",
 		"vm list -o id --state done":                      "2",
 		"vm list -o id --state running":                   "3",
 		"vm list -o id --state PEND --state BOOT_FAILURE": "4 5",
 		"vm list -o id --state failure":                   "5",
-		"vm list -o id --state active":                    "3 5 6",
+		"vm list -o id --state active":                    "3 5 6 7",
 		"vm list -o id --host node-1 --state prolog":      "6",
 		"vm list -o id --host 1":                          "",
 		"host list -o name":                               "node-1 node-2",

@@ -71,7 +71,7 @@ func newVMCommand(a *app) *cobra.Command {
 		"  hayloft vm create web --count 20 --wait=ssh\n  hayloft vm list --watch\n  hayloft vm ssh web-3", "machine")
 	cmd.AddCommand(newVMCreateCommand(a), newVMListCommand(a), vmShowCommand(a))
 	cmd.AddCommand(newVMActionCommands(a)...)
-	cmd.AddCommand(newVMDeployCommand(a), newVMRecoverCommand(a), newVMResizeCommand(a), newVMSaveAsCommand(a),
+	cmd.AddCommand(newVMDeployCommand(a), newVMRecoverCommand(a), newVMResizeCommand(a), newVMSaveAsCommand(a), newVMDiskCacheCommand(a),
 		newVMConsoleCommand(a), newVMLogCommand(a), newVMSSHCommand(a), newVMTunnelCommand(a), newVMVNCCommand(a), newVMWaitCommand(a))
 	return cmd
 }

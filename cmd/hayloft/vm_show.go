@@ -16,8 +16,14 @@ func showVM(p *page, a *app, vm *api.VM) {
 	p.section(fmt.Sprintf("Virtual machine %d information", vm.ID))
 	p.field("ID", vm.ID)
 	p.field("NAME", vm.Name)
-	p.painted("STATE", vm.State, vmColor(vm))
-	p.painted("LCM_STATE", vm.LCM, vmColor(vm))
+	draining := drainText(vm)
+	if vm.State == cloud.StateActive {
+		p.painted("STATE", vm.State, vmColor(vm))
+		p.painted("LCM_STATE", vm.LCM.String()+draining, vmColor(vm))
+	} else {
+		p.painted("STATE", vm.State.String()+draining, vmColor(vm))
+		p.painted("LCM_STATE", vm.LCM, vmColor(vm))
+	}
 	p.field("HOST", vm.HostName)
 	p.field("HYPERVISOR", vm.Hypervisor)
 	if vm.TemplateID >= 0 {
@@ -27,6 +33,7 @@ func showVM(p *page, a *app, vm *api.VM) {
 	p.field("END TIME", momentText(vm.ETime))
 	p.field("TIME", ageText(vmAge(a, vm)))
 	p.painted("ERROR", vm.Error, red)
+	p.painted("WARNING", vm.Warning, yellow)
 	showRefusals(p, vm)
 	showProgress(p, a, vm)
 
@@ -62,7 +69,7 @@ func showRefusals(p *page, vm *api.VM) {
 }
 
 func showProgress(p *page, a *app, vm *api.VM) {
-	if vm.Step == "" && vm.Total == 0 {
+	if vm.Step == "" && vm.Total == 0 || drains(vm) {
 		return
 	}
 	text := vm.Step
@@ -102,14 +109,25 @@ func showDisks(p *page, vm *api.VM) {
 		return
 	}
 	p.section("Disks")
-	rows(p, vm.Disks,
-		column[cloud.Disk]{title: "ID", right: true, cell: func(d *cloud.Disk) string { return strconv.Itoa(d.ID) }},
-		column[cloud.Disk]{title: "TARGET", cell: func(d *cloud.Disk) string { return d.Target }},
-		column[cloud.Disk]{title: "IMAGE", least: 10, cell: diskImage},
-		column[cloud.Disk]{title: "SIZE", right: true, cell: func(d *cloud.Disk) string { return bytesText(d.Size) }},
-		column[cloud.Disk]{title: "FORMAT", cell: func(d *cloud.Disk) string { return d.Format }},
-		column[cloud.Disk]{title: "CACHE", cell: func(d *cloud.Disk) string { return d.Mode }},
-		column[cloud.Disk]{title: "KIND", cell: diskKind})
+	columns := []column[cloud.Disk]{
+		{title: "ID", right: true, cell: func(d *cloud.Disk) string { return strconv.Itoa(d.ID) }},
+		{title: "TARGET", cell: func(d *cloud.Disk) string { return d.Target }},
+		{title: "IMAGE", least: 10, cell: diskImage},
+		{title: "SIZE", right: true, cell: func(d *cloud.Disk) string { return bytesText(d.Size) }},
+		{title: "FORMAT", cell: func(d *cloud.Disk) string { return d.Format }},
+		{title: "CACHE", cell: func(d *cloud.Disk) string { return cacheMode(vm, d) }},
+	}
+	if len(vm.Caches) > 0 {
+		columns = append(columns,
+			column[cloud.Disk]{title: "CACHED", right: true, cell: func(d *cloud.Disk) string { return cachedText(vm, d) }},
+			column[cloud.Disk]{title: "UNDRAINED", right: true, cell: func(d *cloud.Disk) string { return undrainedText(vm, d) }})
+	}
+	rows(p, vm.Disks, append(columns, column[cloud.Disk]{title: "KIND", cell: diskKind})...)
+	for _, c := range vm.Caches {
+		if c.Error != "" {
+			p.painted(fmt.Sprintf("DISK %d CACHE", c.Disk), c.Error, red)
+		}
+	}
 }
 
 func diskImage(d *cloud.Disk) string {

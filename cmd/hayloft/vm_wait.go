@@ -120,6 +120,7 @@ func (w *waiting) draw() {
 	total, reached := int64(len(w.machines)), int64(0)
 	var steps [stepRunning + 1]int64
 	var done, bytes int64
+	doing := "preparing"
 	for i := range w.machines {
 		vm := &w.machines[i]
 		if ok, err := w.goal.reached(*vm); ok && err == nil {
@@ -129,13 +130,16 @@ func (w *waiting) draw() {
 			steps[step]++
 		}
 		done, bytes = done+vm.Done, bytes+vm.Total
+		if drains(vm) {
+			doing = "draining"
+		}
 	}
 	text := countsText(w.machines)
 	if w.goal.ssh {
 		text += fmt.Sprintf(", %d answering SSH", w.probe.count())
 	}
 	if bytes > 0 {
-		text += "; preparing " + w.rate.text(done, bytes)
+		text += "; " + doing + " " + w.rate.text(done, bytes)
 	}
 	if at := slices.IndexFunc(w.machines, func(vm api.VM) bool {
 		return vm.State == cloud.StatePending && vm.SchedMessage != ""

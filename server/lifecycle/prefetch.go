@@ -58,9 +58,9 @@ func (r *Recorder) prefetchEnded(ctx context.Context, host int, report *wire.Pre
 	if err != nil || p.Serial != report.Serial || p.State != cloud.PrefetchWanted {
 		return err
 	}
-	p.State, p.Done, p.Total, p.Error = cloud.PrefetchDone, report.Done, report.Total, ""
+	p.State, p.Done, p.Total = cloud.PrefetchDone, report.Done, report.Total
 	if report.Error != "" {
-		p.State, p.Error = cloud.PrefetchFailed, report.Error
+		p.State, p.Error, p.Class = cloud.PrefetchFailed, report.Error, report.ErrorClass
 	}
 	op, err := inventory.PutPrefetch(p)
 	if err != nil {
