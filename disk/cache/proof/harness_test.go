@@ -47,6 +47,7 @@ func TestWhatIsWrongIsCaught(t *testing.T) {
 		{"sets no mark", []cache.Mode{back, offline}},
 		{"clears the mark too early", []cache.Mode{back, offline}},
 		{"does not sync the source", []cache.Mode{offline}},
+		{"goes on with the last epoch", []cache.Mode{back}},
 		{"goes on after a failed sync", []cache.Mode{back}},
 		{"keeps writes in memory", []cache.Mode{back}},
 		{"believes torn records", []cache.Mode{back}},
@@ -61,7 +62,7 @@ func TestWhatIsWrongIsCaught(t *testing.T) {
 	} {
 		for _, mode := range c.modes {
 			t.Run(string(mode)+" "+c.defect, func(t *testing.T) {
-				for seed := range uint64(400) {
+				for seed := range uint64(1000) {
 					if _, err := scenario(t, seed, Subject{Name: "naive", Mode: mode, Volume: openNaive(c.defect)}); err != nil {
 						t.Logf("caught by seed %d: %s", seed, err.(*Violation).What)
 						return

@@ -28,7 +28,7 @@ func (s *volumeScenario) crash() {
 	} else {
 		s.note("crash %d: %s", s.result.Points, s.disk.CutAs(faulty.Chance))
 		s.boot++
-		s.pinned, s.doubt = false, false
+		s.pinned, s.doubt, s.marked = false, false, false
 		s.boundAfter = s.kept()
 		if s.direct() {
 			s.boundAfter = s.model.reading(s.model.tick())
@@ -142,7 +142,7 @@ func (s *volumeScenario) settle() error {
 	s.mu.Lock()
 	start := s.model.tick()
 	s.mu.Unlock()
-	s.settled = true
+	s.marked = false
 	err := s.volume.Settle(context.Background(), nil)
 	s.note("settle: %v", err)
 	if err != nil {

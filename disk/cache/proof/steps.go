@@ -144,6 +144,7 @@ func (s *volumeScenario) answered(c *change, fua bool, err error) {
 	if err != nil && fua {
 		s.model.doubt()
 	}
+	s.marked = s.marked || err == nil
 	text := c.String()
 	s.mu.Unlock()
 	s.note("%s fua %v: %v", text, fua, err)

@@ -37,7 +37,8 @@ type volumeScenario struct {
 	lenient    bool // and the volume was opened after that: see kept
 	// Why operations may fail: the host's own disk failed in this run; the repository is away; its power went.
 	local, away, shaken bool
-	settled             bool // was tried: the mark may be gone, here or there
+	// marked: Offline has written since the last Settle and power cut, so that it needs the repository no more.
+	marked bool
 }
 
 func (s *volumeScenario) run() {
@@ -152,7 +153,7 @@ func (s *volumeScenario) excused(err error) bool {
 	case s.local:
 		return true
 	case s.away && s.mode == cache.Offline && s.loaded:
-		return (!s.source.Undrained() || s.settled) && fault.Is(err, fault.Unavailable) // what is written cannot be marked
+		return !s.marked && fault.Is(err, fault.Unavailable) // what is written cannot be marked
 	case s.away:
 		return true
 	case s.shaken:

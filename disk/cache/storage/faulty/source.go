@@ -74,6 +74,12 @@ func (s *Source) PeekDurable(p []byte, offset int64) {
 	s.server.live[imageFile].readDurable(p, offset)
 }
 
+// After reads what a power cut of the repository now may leave; nothing changes. Different salts, different outcomes.
+func (s *Source) After(c Choice, salt uint64) func(p []byte, offset int64) {
+	left := s.server.Fork(c, salt).live[imageFile]
+	return left.read
+}
+
 // Undrained is the mark.
 func (s *Source) Undrained() bool {
 	s.mu.Lock()
