@@ -28,7 +28,8 @@ type stream struct {
 }
 
 // next says what to read ahead, nothing when from equals to.
-func (s *streams) next(offset, length, size int64, chunk int64, missed bool) (from, to int64) {
+// most is the largest window.
+func (s *streams) next(offset, length, size, chunk, most int64, missed bool) (from, to int64) {
 	s.clock++
 	var at *stream
 	oldest := &s.of[0]
@@ -56,9 +57,9 @@ func (s *streams) next(offset, length, size int64, chunk int64, missed bool) (fr
 	case at.window == 0 && (!missed || at.length <= chunk), !missed && end > at.ahead:
 		return 0, 0 // what is here was not brought by reading ahead
 	case at.window == 0:
-		at.window = firstAhead
+		at.window = min(firstAhead, most)
 	case end > at.ahead-at.window/2:
-		at.window = min(2*at.window, lastAhead)
+		at.window = min(2*at.window, most, max(at.window, at.length))
 	default:
 		return 0, 0
 	}
@@ -75,7 +76,11 @@ func (r *reader) readAhead(offset int64, length int, missed bool) {
 	if r.base.whole.Load() || !r.streams.mu.TryLock() {
 		return
 	}
-	from, to := r.streams.next(offset, int64(length), r.base.size, 1<<r.base.shift, missed)
+	most := int64(lastAhead)
+	if r.base.capacity > 0 { // what is read ahead must not drive out what is used
+		most = min(most, r.base.capacity/8)
+	}
+	from, to := r.streams.next(offset, int64(length), r.base.size, 1<<r.base.shift, most, missed)
 	r.streams.mu.Unlock()
 	if from < to {
 		r.base.readAhead(int(from>>r.base.shift), int((to-1)>>r.base.shift))

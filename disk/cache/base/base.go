@@ -65,7 +65,7 @@ type base struct {
 	// Eviction. kept is the part of the capacity that is taken. gen grows after chunks were taken out of here and
 	// before they are punched; punching keeps a punch and reads apart.
 	kept     atomic.Int64
-	used     bitmap // since the hand last passed
+	used     bitmap // again after they came, since the hand last passed
 	hand     int    // protected by mu
 	gen      atomic.Uint64
 	punching sync.RWMutex
@@ -84,7 +84,9 @@ type base struct {
 	pendingMu    sync.Mutex
 	pending      []int // chunks that are here, but not durably
 	pendingBytes int64
-	syncFailures int64 // protected by pendingMu
+	syncFailures int64         // protected by pendingMu
+	fresh        bitmap        // chunks whose data is not durable: a sync that fails may undo them
+	syncs        atomic.Uint64 // odd while such a sync is under way, grows with each
 	kick         chan struct{}
 	completed    func()
 

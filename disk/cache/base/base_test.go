@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -45,19 +46,24 @@ func content(kinds string, tail int) []byte {
 // indexOf makes an index with chunks of 4 KiB, which Scan does not.
 func indexOf(t testing.TB, data []byte) *image.Index {
 	t.Helper()
-	x, err := image.NewIndex(int64(len(data)), chunk)
+	x, err := makeIndex(data)
 	if err != nil {
 		t.Fatal(err)
+	}
+	return x
+}
+
+func makeIndex(data []byte) (*image.Index, error) {
+	x, err := image.NewIndex(int64(len(data)), chunk)
+	if err != nil {
+		return nil, err
 	}
 	for i := range x.Chunks() {
 		offset, length := x.Range(i)
 		sum := blake3.Sum256(data[offset:][:length])
 		copy(x.Chunk(i), sum[:])
 	}
-	if x, err = image.UnmarshalIndex(x.Marshal()); err != nil {
-		t.Fatal(err)
-	}
-	return x
+	return image.UnmarshalIndex(x.Marshal())
 }
 
 // repository is an image's source as tests want it: counted, wrong, away, slow.
@@ -121,6 +127,13 @@ func (r *repository) fetched() int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.bytes
+}
+
+// offsets of the reads so far.
+func (r *repository) offsets() []int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.reads)
 }
 
 func (r *repository) set(change func(p []byte, offset int64) (int, error)) {

@@ -39,3 +39,13 @@ func (m bitmap) all(first, last int) bool {
 	}
 	return true
 }
+
+// any reports whether a bit from first to last, both included, is set.
+func (m bitmap) any(first, last int) bool {
+	for i := first; i <= last; i++ {
+		if m.has(i) {
+			return true
+		}
+	}
+	return false
+}

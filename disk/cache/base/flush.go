@@ -85,21 +85,8 @@ func (b *base) save() error {
 			arrived = append(arrived, i)
 		}
 	}
-	if len(arrived) > 0 {
-		if err := b.data.Sync(); err != nil {
-			// Once a sync has failed, what was written may be lost although a later one succeeds.
-			b.pendingMu.Lock()
-			b.syncFailures++
-			arrived = append(arrived, b.pending...)
-			b.pending, b.pendingBytes = nil, 0
-			b.pendingMu.Unlock()
-			for _, i := range arrived {
-				b.forget(i)
-			}
-			b.gen.Add(1)
-			b.degrade("sync", err)
-			return err
-		}
+	if err := b.syncData(arrived); err != nil {
+		return err
 	}
 	for _, i := range arrived {
 		b.presence.set(i)
@@ -109,6 +96,33 @@ func (b *base) save() error {
 		return err
 	}
 	return nil
+}
+
+// syncData makes the chunks durable that arrived. When that fails, all that was written since the sync before may be
+// lost although a later sync succeeds, and reads may give what was there before.
+func (b *base) syncData(arrived []int) error {
+	if len(arrived) == 0 {
+		return nil
+	}
+	b.syncs.Add(1)
+	defer b.syncs.Add(1)
+	err := b.data.Sync()
+	if err == nil {
+		for _, i := range arrived {
+			b.fresh.clear(i)
+		}
+		return nil
+	}
+	b.pendingMu.Lock()
+	b.syncFailures++
+	arrived = append(arrived, b.pending...)
+	b.pending, b.pendingBytes = nil, 0
+	b.pendingMu.Unlock()
+	for _, i := range arrived {
+		b.forget(i)
+	}
+	b.degrade("sync", err)
+	return err
 }
 
 // finish writes the mark when all chunks are durably here. b.saving is held.

@@ -33,6 +33,7 @@ func (b *base) openFiles(ctx context.Context) error {
 	if done || err != nil {
 		return err
 	}
+	b.fresh = newBitmap(b.chunks)
 	if b.capacity > 0 {
 		b.used = newBitmap(b.chunks)
 	}

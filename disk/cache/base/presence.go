@@ -142,7 +142,7 @@ func (m *presence) load(f storage.File) (lost int, err error) {
 			}
 		}
 		for ; len(want) > 0; want, block = want[blockSize:], block+1 {
-			if !m.decode(block, want[:blockSize]) || n < blockSize {
+			if n < blockSize || !m.decode(block, want[:blockSize]) {
 				lost++
 				m.dirty[block] = struct{}{}
 			}

@@ -150,14 +150,49 @@ func (b *base) readHere(p []byte, offset int64, first, last int) (ok, broken boo
 		b.punching.RLock()
 		defer b.punching.RUnlock()
 	}
+	before := b.now()
 	if !b.present(first, last) {
 		return false, false
 	}
 	n, err := b.data.ReadAt(p, offset)
-	if n < len(p) {
+	switch {
+	case n < len(p):
 		b.degrade("read", err)
+		return false, true
+	case b.held(before, first, last):
+		return true, false
 	}
-	return n == len(p), n < len(p)
+	return b.readDoubtful(p, offset, first, last)
+}
+
+// readDoubtful reads what a sync under way may undo, whole chunks, and verifies it.
+func (b *base) readDoubtful(p []byte, offset int64, first, last int) (ok, broken bool) {
+	for i := first; i <= last; i++ {
+		at, length := b.index.Range(i)
+		whole := make([]byte, length)
+		if n, _ := b.data.ReadAt(whole, at); n < length || b.index.VerifyChunk(i, whole) != nil {
+			return false, true
+		}
+		part, from := b.overlap(p, offset, i, i)
+		copy(part, whole[from-at:])
+	}
+	return true, false
+}
+
+// moment is what a read compares to find out whether chunks that were here when it began were here throughout.
+type moment struct {
+	whole bool
+	syncs uint64
+}
+
+func (b *base) now() moment { return moment{b.whole.Load(), b.syncs.Load()} }
+
+// held reports whether no sync that may have failed touched the chunks since. Two syncs could have brought a chunk
+// back.
+func (b *base) held(since moment, first, last int) bool {
+	syncs := b.syncs.Load()
+	return since.whole || syncs == since.syncs && syncs&1 == 0 ||
+		syncs-since.syncs <= 2 && !b.fresh.any(first, last) && b.here.all(first, last)
 }
 
 // present reports whether all chunks from first to last are here, and has them count as used.
@@ -165,12 +200,15 @@ func (b *base) present(first, last int) bool {
 	if b.whole.Load() {
 		return true
 	}
+	if !b.here.all(first, last) {
+		return false
+	}
 	if b.used != nil {
 		for i := first; i <= last; i++ {
 			b.used.set(i)
 		}
 	}
-	return b.here.all(first, last)
+	return true
 }
 
 // readOne reads a part of chunk i, however often that is evicted meanwhile, and past a file that cannot be read.

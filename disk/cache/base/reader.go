@@ -75,11 +75,11 @@ func (r *reader) TryReadAt(p []byte, offset int64) (done bool, err error) {
 		return true, nil
 	}
 	first, last := b.span(offset, len(p))
-	gen := b.gen.Load() // before the bits
+	gen, before := b.gen.Load(), b.now() // before the bits
 	if !b.present(first, last) {
 		return false, nil
 	}
-	if n, _ := b.data.ReadAt(p, offset); n < len(p) || b.gen.Load() != gen {
+	if n, _ := b.data.ReadAt(p, offset); n < len(p) || b.gen.Load() != gen || !b.held(before, first, last) {
 		return false, nil
 	}
 	r.hit(first, last, offset, len(p))
@@ -89,14 +89,15 @@ func (r *reader) TryReadAt(p []byte, offset int64) (done bool, err error) {
 // TryWriteAt implements export.Quick.
 func (r *reader) TryWriteAt([]byte, int64) (done bool, err error) { return false, nil }
 
-// TryFile implements export.Quick. What may be evicted is not served so: a reply takes its time.
+// TryFile implements export.Quick. What may be evicted, or undone by a sync that fails, is not served so: a reply
+// takes its time.
 func (r *reader) TryFile(offset int64, length int) (fd uintptr, at int64, ok bool) {
 	b := r.base
 	if !b.hasFD || b.capacity > 0 || length <= 0 || offset < 0 || int64(length) > b.size-offset {
 		return 0, 0, false
 	}
 	first, last := b.span(offset, length)
-	if !b.present(first, last) {
+	if !b.present(first, last) || !b.whole.Load() && b.fresh.any(first, last) {
 		return 0, 0, false
 	}
 	r.hit(first, last, offset, length)

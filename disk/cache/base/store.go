@@ -39,15 +39,14 @@ func (b *base) failures() int64 {
 // arrive has a chunk count as here that was written, unless syncs have failed since there had been that many.
 func (b *base) arrive(i int, failures int64) {
 	_, length := b.index.Range(i)
-	if b.used != nil {
-		b.used.set(i)
-	}
 	b.pendingMu.Lock()
 	defer b.pendingMu.Unlock()
-	if b.syncFailures != failures || b.here.set(i) {
+	if b.syncFailures != failures || b.here.has(i) {
 		b.unreserve(length)
 		return
 	}
+	b.fresh.set(i)
+	b.here.set(i)
 	b.pending = append(b.pending, i)
 	b.pendingBytes += int64(length)
 	if b.bytes.Add(int64(length)) == b.total || b.pendingBytes >= maxPending {
