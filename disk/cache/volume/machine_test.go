@@ -163,7 +163,7 @@ func differ(got, want []byte) int {
 	return -1
 }
 
-var allModes = []cache.Mode{cache.Around, cache.Through, cache.Offline}
+var allModes = []cache.Mode{cache.Around, cache.Through, cache.Back, cache.Offline}
 
 // durableInSource: acknowledged is as good as it gets, whatever happens to the host.
 func durableInSource(m cache.Mode) bool { return m == cache.Around || m == cache.Through }

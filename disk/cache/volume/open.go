@@ -229,7 +229,7 @@ func (v *volume) leaveMode(ctx context.Context) error {
 		if err := v.back.settle(ctx, nothing); err != nil {
 			return err
 		}
-		if err := v.back.shut(); err != nil {
+		if err := errors.Join(v.back.shut(), v.back.file.Close()); err != nil {
 			return err
 		}
 		v.back = nil
@@ -239,7 +239,9 @@ func (v *volume) leaveMode(ctx context.Context) error {
 				return err
 			}
 		}
+		o := v.offline
 		v.offline = nil
+		return errors.Join(o.dirty.closer().Close(), o.origin.Close())
 	}
 	return nil
 }

@@ -34,7 +34,7 @@ func (v *volume) TryWriteAt(p []byte, offset int64) (done bool, err error) {
 	case cache.Offline:
 		return v.offline.tryWrite(p, offset)
 	case cache.Back:
-		return v.back.tryWrite(p, offset), nil
+		return v.back.tryWrite(p, offset), nil // trouble is for the slow way
 	}
 	return false, nil
 }

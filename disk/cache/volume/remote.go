@@ -142,7 +142,11 @@ const (
 
 // patient does it again while the repository is unavailable, for as long as the volume's patience lasts.
 func (v *volume) patient(ctx context.Context, do func() error) error {
-	deadline := time.Now().Add(v.patience)
+	return v.patientFor(ctx, v.patience, do)
+}
+
+func (v *volume) patientFor(ctx context.Context, patience time.Duration, do func() error) error {
+	deadline := time.Now().Add(patience)
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		err := do()
 		if err == nil || !fault.Is(err, fault.Unavailable) || time.Until(deadline) < pause || sleep(ctx, pause) != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 )
 
 // change is new content for a range: p, or zeros where p is nil.
@@ -23,6 +24,15 @@ func (c change) end() int64 { return c.offset + c.length }
 // changed; with keep, chunks that were here are changed here too and get their bits back, and whole chunks come here.
 // A crash at any point leaves no bit on a chunk that differs from the source's.
 func (v *volume) apply(ctx context.Context, c change, keep bool) error {
+	return v.applyAs(ctx, c, keep, v.patience)
+}
+
+// applyOnce does not try again while the source is unavailable.
+func (v *volume) applyOnce(ctx context.Context, c change, keep bool) error {
+	return v.applyAs(ctx, c, keep, 0)
+}
+
+func (v *volume) applyAs(ctx context.Context, c change, keep bool, patience time.Duration) error {
 	h, err := v.ranges.lock(ctx, c.offset, c.end())
 	if err != nil {
 		return err
@@ -32,7 +42,7 @@ func (v *volume) apply(ctx context.Context, c change, keep bool) error {
 	if err != nil {
 		return fmt.Errorf("map: %w", err)
 	}
-	err = v.patient(ctx, func() error {
+	err = v.patientFor(ctx, patience, func() error {
 		if c.p == nil {
 			return v.remote.zero(c.offset, c.length, c.noHole)
 		}
