@@ -18,6 +18,7 @@ import (
 	"hayloft/agent"
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
+	"hayloft/disk"
 	"hayloft/disk/way"
 	"hayloft/hypervisor"
 	"hayloft/hypervisor/dummy"
@@ -41,7 +42,8 @@ type site struct {
 	t     *testing.T
 	store *memory.Store
 	dir   string
-	grace time.Duration // before an absent host is given up
+	grace time.Duration           // before an absent host is given up
+	way   func(disk.Way) disk.Way // nil: as it is
 	stops map[string]func()
 }
 
@@ -121,7 +123,11 @@ func (s *site) host(c *client.Client, name, serverName string) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	a, err := agent.New(agent.Config{Name: name, StateDir: dir, Server: "localhost:0", Token: token, Network: noNetwork{}, Way: w,
+	disks := disk.Way(w)
+	if s.way != nil {
+		disks = s.way(w)
+	}
+	a, err := agent.New(agent.Config{Name: name, StateDir: dir, Server: "localhost:0", Token: token, Network: noNetwork{}, Way: disks,
 		Hypervisors: map[string]hypervisor.Driver{"dummy": driver}, CPU: 64, Memory: 64 << 30,
 		Dial: func(ctx context.Context, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", s.socket(serverName+"-fleet"))
