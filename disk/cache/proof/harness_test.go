@@ -1,8 +1,10 @@
 package proof
 
 import (
+	"fmt"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"hayloft/disk/cache"
 )
@@ -10,6 +12,9 @@ import (
 // scenario runs one in a bubble of its own.
 func scenario(t *testing.T, seed uint64, s Subject) (result Result, err error) {
 	t.Helper()
+	// Time in the bubble is not time: one that hangs is told apart by the real clock.
+	watch := time.AfterFunc(time.Minute, func() { panic(fmt.Sprintf("%s %s hangs: HAYLOFT_PROOF_SEED=%d", s.Name, s.Mode, seed)) })
+	defer watch.Stop()
 	synctest.Test(t, func(*testing.T) { result, err = Run(seed, s) })
 	return result, err
 }

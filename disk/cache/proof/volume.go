@@ -180,9 +180,9 @@ func (s *volumeScenario) upset() {
 		s.source.Inject(faulty.Fault{Err: fault.Errorf(fault.Unavailable, "injected"), OneIn: 4, Times: 1 + s.rng.IntN(8)})
 		s.away = true
 	case 3:
-		wait := time.Duration(s.rng.IntN(20)) * time.Millisecond
-		s.note("the repository takes %v", wait)
-		s.source.Slow(faulty.Any, wait)
+		s.note("everything takes longer")
+		s.source.Yield(1 + s.rng.IntN(20))
+		s.disk.Yield(s.rng.IntN(5))
 	case 4:
 		if s.subject.Gentle {
 			return

@@ -61,6 +61,7 @@ type Disk struct {
 	stalls   []*Stall
 	slow     [len(opNames)]time.Duration
 	evil     bool
+	yield    int
 }
 
 // run is one run of the machine, from power on to the crash.

@@ -2,6 +2,7 @@ package faulty
 
 import (
 	"context"
+	"runtime"
 	"time"
 )
 
@@ -103,8 +104,24 @@ func (d *Disk) Slow(op Op, wait time.Duration) {
 	d.slow[op] = wait
 }
 
+// Yield makes each operation give way to other goroutines up to so many times, by chance: what goes on at the same time
+// is mixed, and no clock is needed.
+func (d *Disk) Yield(times int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.yield = times
+}
+
 // hold waits for stalls and latency, without the lock meanwhile.
 func (d *Disk) hold(ctx context.Context, op Op, name string) {
+	if d.yield > 0 {
+		times := d.chance(uint64(op), text(name), d.sequence) % uint64(d.yield+1)
+		d.mu.Unlock()
+		for range times {
+			runtime.Gosched()
+		}
+		d.mu.Lock()
+	}
 	wait := max(d.slow[Any], d.slow[op])
 	if len(d.stalls) == 0 && wait == 0 {
 		return

@@ -108,10 +108,11 @@ func (s *Source) Unreachable(yes bool) {
 	s.unreachable = yes
 }
 
-// Inject, Heal, Stall and Slow are those of Disk, for the way to the image: what waits there ends with the host.
+// Inject, Heal, Stall, Slow and Yield are those of Disk, for the way to the image: what waits there ends with the host.
 func (s *Source) Inject(f Fault)                 { s.link.Inject(f) }
 func (s *Source) Heal()                          { s.link.Heal() }
 func (s *Source) Stall(op Op) *Stall             { return s.link.Stall(op, "") }
+func (s *Source) Yield(times int)                { s.link.Yield(times) }
 func (s *Source) Slow(op Op, wait time.Duration) { s.link.Slow(op, wait) }
 
 func (s *Source) file() (storage.File, error) { return s.server.Open(imageFile) }
