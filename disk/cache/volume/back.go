@@ -374,7 +374,9 @@ func (l *backlog) status(s *cache.VolumeStatus) {
 // shut ends the drain and makes the log durable as it is.
 func (l *backlog) shut() error {
 	l.stop()
-	<-l.done
+	if l.started {
+		<-l.done
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.sick != nil {

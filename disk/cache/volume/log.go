@@ -48,10 +48,11 @@ type backlog struct {
 	marking sync.Mutex // who changes the mark
 	direct  sync.Mutex // who writes past the log
 
-	kick chan struct{} // wakes the drain
-	life context.Context
-	stop context.CancelFunc
-	done chan struct{} // the drain has ended
+	started bool
+	kick    chan struct{} // wakes the drain
+	life    context.Context
+	stop    context.CancelFunc
+	done    chan struct{} // the drain has ended
 }
 
 // inlinePayload: up to here header and payload are copied together and written at once.

@@ -68,6 +68,9 @@ func open(ctx context.Context, c cache.VolumeConfig) (_ *volume, err error) {
 		return nil, err
 	}
 	v.limitTo(c)
+	if v.back != nil {
+		v.back.start(&u)
+	}
 	u.Keep()
 	v.log.Info("volume opened", "volume", v.name, "mode", v.mode, "cached", v.present.count.Load()*chunkSize)
 	return v, nil
@@ -187,7 +190,7 @@ func (v *volume) takeOver(ctx context.Context, c cache.VolumeConfig, u *undo.Sta
 	if v.mode == c.Mode {
 		return v.resizeLog(c, u)
 	}
-	if err := v.leaveMode(ctx); err != nil {
+	if err := v.leaveMode(ctx, u); err != nil {
 		return fmt.Errorf("leaving CACHE_MODE %s: %w", v.mode, err)
 	}
 	if c.Mode == cache.Back {
@@ -222,10 +225,11 @@ func (v *volume) takeOver(ctx context.Context, c cache.VolumeConfig, u *undo.Sta
 }
 
 // leaveMode brings to the source what only the old mode knew of.
-func (v *volume) leaveMode(ctx context.Context) error {
+func (v *volume) leaveMode(ctx context.Context, u *undo.Stack) error {
 	nothing := func(int64, int64) {}
 	switch {
 	case v.back != nil:
+		v.back.start(u)
 		if err := v.back.settle(ctx, nothing); err != nil {
 			return err
 		}

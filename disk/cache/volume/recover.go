@@ -13,7 +13,7 @@ import (
 	"hayloft/internal/undo"
 )
 
-// openLog takes up what the log holds and starts to drain it.
+// openLog takes up what the log holds. Nothing is drained before start.
 func openLog(v *volume, u *undo.Stack) (*backlog, error) {
 	f, err := v.dir.Open(logFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -39,13 +39,18 @@ func openLog(v *volume, u *undo.Stack) (*backlog, error) {
 		return nil, fmt.Errorf("log: %w", err)
 	}
 	l.life, l.stop = context.WithCancel(v.life)
-	v.work.Add(1)
+	return l, nil
+}
+
+// start begins to drain, until shut or the end of the volume.
+func (l *backlog) start(u *undo.Stack) {
+	l.started = true
+	l.v.work.Add(1)
 	go func() {
-		defer v.leave()
+		defer l.v.leave()
 		l.run()
 	}()
 	u.Push(func() error { l.stop(); <-l.done; return nil })
-	return l, nil
 }
 
 func readHeader(f storage.File) (logHeader, error) {
@@ -215,14 +220,11 @@ func (s *scanner) record() (record, bool, error) {
 	return r, crcOf(b[recordSize:]) == r.payloadCRC, nil
 }
 
-// resizeLog makes an empty log anew when the capacity wants it of another size.
+// resizeLog makes a log anew that is empty, and not started, when the capacity wants it of another size.
 func (v *volume) resizeLog(c cache.VolumeConfig, u *undo.Stack) error {
 	l := v.back
 	if l == nil || l.head != l.tail || l.ring == logSize(c) {
 		return nil
-	}
-	if err := l.shut(); err != nil {
-		return err
 	}
 	if err := createLog(v.dir, logSize(c)); err != nil {
 		return fmt.Errorf("log: %w", err)

@@ -65,10 +65,9 @@ type volume struct {
 	life context.Context // until Close
 	stop context.CancelFunc
 
-	closeMu   sync.Mutex // of enter against Close
-	quit      atomic.Bool
-	discarded bool
-	work      sync.WaitGroup
+	closeMu sync.Mutex // of enter against Close
+	quit    atomic.Bool
+	work    sync.WaitGroup
 
 	buffers      sync.Pool // of *[]byte
 	troubled     atomic.Bool
