@@ -69,17 +69,25 @@ func (f *file) end() {
 
 // isWhole finds out whether opens can be handed through, and prepares that the first time they can.
 func (f *file) isWhole() bool {
+	whole, changed := f.prepare()
+	if changed {
+		f.fs.save()
+	}
+	return whole
+}
+
+func (f *file) prepare() (whole, changed bool) {
 	if f.options.Passthrough == nil || !f.readOnly {
-		return false
+		return false, false
 	}
 	f.backingMu.Lock()
 	defer f.backingMu.Unlock()
 	if f.backing != 0 || f.refused {
-		return f.backing != 0
+		return f.backing != 0, false
 	}
 	content := f.options.Passthrough()
 	if content == nil {
-		return false
+		return false, false
 	}
 	defer content.Close() // the kernel has its own reference
 	fi, err := content.Stat()
@@ -90,13 +98,13 @@ func (f *file) isWhole() bool {
 		id, errno := f.fs.server.RegisterBackingFd(&gofuse.BackingMap{Fd: int32(content.Fd())})
 		if errno == 0 {
 			f.backing = id
-			return true
+			return true, true
 		}
 		err = errno
 	}
 	f.refused = true
 	f.fs.log.Warn("fuse: no passthrough, reads stay in this process", "file", f.name, "error", err)
-	return false
+	return false, false
 }
 
 func (f *file) attr(a *gofuse.Attr) {

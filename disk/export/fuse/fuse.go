@@ -26,7 +26,11 @@ import (
 type Config struct {
 	// Dir is the mount point, absolute; made when it is not there. What a dead process left mounted is cleared away.
 	Dir string
-	Log *slog.Logger
+	// State is a file, absolute, in a directory that is there, by which a process can go on with the file system of one
+	// that died: then who has files open only waits, until Resume. "": they get errors. A process that is to have a
+	// successor ends without Close.
+	State string
+	Log   *slog.Logger
 }
 
 // FileSystem is a mounted file system. Safe for concurrent use.
@@ -45,6 +49,13 @@ type FileSystem struct {
 	closed  bool
 	closing sync.Once
 	failed  error // of Close
+
+	statePath  string
+	lock       *os.File
+	base       state // without the files
+	taken      bool  // from a dead process, and not answering yet
+	earlier    map[string]known
+	holderGone <-chan struct{} // nil: the holder is not a child of this process
 }
 
 // table is never changed, only replaced.
@@ -75,6 +86,14 @@ func (f *FileSystem) Add(name string, d export.Device, o Options) (string, error
 	if o.Mode&^os.ModePerm != 0 {
 		return "", fault.Errorf(fault.Invalid, "fuse %s: file %s: mode %v", f.dir, name, o.Mode)
 	}
+	path, err := f.add(name, d, o)
+	if err == nil {
+		f.save()
+	}
+	return path, err
+}
+
+func (f *FileSystem) add(name string, d export.Device, o Options) (string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	old := f.files.Load()
@@ -84,12 +103,28 @@ func (f *FileSystem) Add(name string, d export.Device, o Options) (string, error
 	case old.byName[name] != nil:
 		return "", fault.Errorf(fault.Exists, "fuse %s: file %s: is there already", f.dir, name)
 	}
-	f.lastID += 2
-	added := newFile(f, f.lastID, name, d, o)
+	added := f.again(name, d, o)
+	if added == nil {
+		f.lastID += 2
+		added = newFile(f, f.lastID, name, d, o)
+	}
 	t := &table{byName: maps.Clone(old.byName), byNode: maps.Clone(old.byNode)}
 	t.byName[name], t.byNode[added.node], t.byNode[added.through] = added, added, added
 	f.files.Store(t)
 	return filepath.Join(f.dir, name), nil
+}
+
+// again makes the file that a dead process had, when it is the same; else nil.
+func (f *FileSystem) again(name string, d export.Device, o Options) *file {
+	k, ok := f.earlier[name]
+	delete(f.earlier, name)
+	if !ok || k.Size != d.Size() || k.ReadOnly != d.ReadOnly() {
+		return nil
+	}
+	o.Modified = time.Unix(0, k.Modified)
+	added := newFile(f, k.Node, name, d, o)
+	added.backing = k.Backing
+	return added
 }
 
 // Remove ends a file: what is under way on it is ended and fails with ENODEV, as does all that comes later from who
@@ -108,6 +143,7 @@ func (f *FileSystem) Remove(name string) {
 	f.mu.Unlock()
 	if gone != nil {
 		gone.end()
+		f.save()
 	}
 }
 
@@ -117,12 +153,16 @@ func (f *FileSystem) Close() error {
 	f.closing.Do(func() {
 		f.mu.Lock()
 		f.closed = true
+		neverServed := f.taken
 		old := f.files.Swap(&table{byName: map[string]*file{}, byNode: map[uint64]*file{}})
 		f.mu.Unlock()
 		for _, gone := range old.byName {
 			gone.end()
 		}
 		err := detach(f.dir)
+		if neverServed {
+			f.serve() // to close what go-fuse has
+		}
 		select {
 		case <-f.served:
 		case <-time.After(closeLimit):
@@ -131,6 +171,7 @@ func (f *FileSystem) Close() error {
 		if f.bound {
 			err = errors.Join(err, detach(f.dir))
 		}
+		f.endSurvival()
 		if err != nil {
 			f.failed = fmt.Errorf("fuse %s: %w", f.dir, err)
 			return
@@ -148,7 +189,11 @@ func Mount(ctx context.Context, c Config) (*FileSystem, error) {
 	if !filepath.IsAbs(c.Dir) {
 		return nil, fault.Errorf(fault.Invalid, "fuse: mount point %q is not absolute", c.Dir)
 	}
-	f := &FileSystem{RawFileSystem: gofuse.NewDefaultRawFileSystem(), dir: filepath.Clean(c.Dir), log: c.Log, served: make(chan struct{})}
+	if c.State != "" && !filepath.IsAbs(c.State) {
+		return nil, fault.Errorf(fault.Invalid, "fuse %s: state file %q is not absolute", c.Dir, c.State)
+	}
+	f := &FileSystem{RawFileSystem: gofuse.NewDefaultRawFileSystem(), dir: filepath.Clean(c.Dir), statePath: c.State,
+		log: c.Log, served: make(chan struct{})}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
 	}

@@ -32,9 +32,12 @@ func TestMain(m *testing.M) {
 
 // serveAndHang is a process that will be killed.
 func serveAndHang(dir string) {
-	f, err := Mount(context.Background(), Config{Dir: dir})
+	f, err := Mount(context.Background(), Config{Dir: dir, State: os.Getenv("HAYLOFT_FUSE_STATE")})
 	if err == nil {
 		_, err = f.Add("a", newRAM(4096), Options{})
+	}
+	if err == nil {
+		err = addSurvivors(f, os.Getenv("HAYLOFT_FUSE_WHOLE"), func() { fmt.Println("asked"); select {} })
 	}
 	fmt.Println("mounted", err)
 	select {}

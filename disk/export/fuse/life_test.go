@@ -182,19 +182,7 @@ func TestDeadMount(t *testing.T) {
 	labtest.Root(t)
 	dir := filepath.Join(t.TempDir(), "mnt")
 	t.Cleanup(func() { detach(dir) })
-	child := exec.Command(os.Args[0])
-	child.Env = append(os.Environ(), "HAYLOFT_FUSE_CHILD="+dir)
-	out, err := child.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := child.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer child.Process.Kill()
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "mounted <nil>\n" {
-		t.Fatalf("%q, %v", line, err)
-	}
+	child, _ := startChild(t, dir, "", "")
 	file := open(t, filepath.Join(dir, "a"), os.O_RDONLY)
 	if _, err := Mount(t.Context(), Config{Dir: dir}); !fault.Is(err, fault.Busy) {
 		t.Errorf("another process serves it: %v", err)

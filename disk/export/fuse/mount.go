@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -31,6 +30,18 @@ func (f *FileSystem) mount(ctx context.Context) (err error) {
 
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if f.statePath != "" {
+		if f.lock, err = lockState(f.statePath); err != nil {
+			return err
+		}
+		steps.Push(f.lock.Close)
+		if taken, err := f.takeOver(); err != nil || taken {
+			if err == nil {
+				steps.Keep()
+			}
+			return err
+		}
 	}
 	if err := clearStale(ctx, f.dir); err != nil {
 		return err
@@ -59,23 +70,20 @@ func (f *FileSystem) mount(ctx context.Context) (err error) {
 
 	// go-fuse takes the descriptor over. It cannot mount by itself: children of this process would inherit the
 	// connection and keep a dead mount from being noticed.
-	f.server, err = gofuse.NewServer(f, fmt.Sprintf("/dev/fd/%d", fd), &gofuse.MountOptions{
-		MaxBackground:      background,
-		MaxWrite:           maxRequest,
-		DisableXAttrs:      true,
-		DisableReadDirPlus: true,
-		DisableSplice:      true, // it would be tried for results that have no descriptor
-		ExtraCapabilities:  gofuse.CAP_ASYNC_DIO | gofuse.CAP_DIRECT_IO_ALLOW_MMAP,
-		Logger:             slog.NewLogLogger(f.log.Handler(), slog.LevelWarn),
-	})
+	f.server, err = gofuse.NewServer(f, fmt.Sprintf("/dev/fd/%d", fd), f.mountOptions())
 	if err != nil {
 		return err
 	}
 	serving = true
-	go func() {
-		defer close(f.served)
-		f.server.Serve()
-	}()
+	f.serve()
+	if f.statePath != "" {
+		if err := f.prepareSurvival(fd); err != nil {
+			return err
+		}
+		steps.Push(func() error { f.base.Holder.release(); <-f.holderGone; return nil })
+		f.base.Init = initMessage(f.server.KernelSettings())
+		f.save()
+	}
 	if err := refusePoll(f.dir); err != nil {
 		return err
 	}

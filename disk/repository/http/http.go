@@ -89,7 +89,7 @@ func parseBase(s string) (*url.URL, error) {
 	case u.User != nil:
 		return nil, fmt.Errorf("BASE_PATH has a user in it: use USER and PASSWORD_FILE")
 	case u.Scheme != "http" && u.Scheme != "https", u.Host == "", u.Opaque != "":
-		return nil, fmt.Errorf("BASE_PATH %q is not http://HOST/... or https://HOST/...", s)
+		return nil, fmt.Errorf("BASE_PATH %q is not http://HOST/PATH or https://HOST/PATH", s)
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
 		return nil, fmt.Errorf("BASE_PATH %q has a query or fragment", s)
 	}
