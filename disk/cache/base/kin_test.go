@@ -154,6 +154,12 @@ func TestDonorsOnFilesGiveTheirChunks(t *testing.T) {
 	if !b.try(again.Reader(nil), 0, len(b.data)) {
 		t.Fatal("not whole after opening again")
 	}
+	third := newBench(t, content("ecba", 0)) // from one that was whole when it was opened
+	o = third.open(func(c *cache.BaseConfig) { c.Dir = files(t); c.Donors = []cache.Donor{again.Donor()} })
+	third.check(o.Reader(nil), 0, len(third.data))
+	if s := o.Status(); s.Fetched != 0 || s.Donated != 4*chunk {
+		t.Fatalf("status %+v", s)
+	}
 }
 
 func dup(t *testing.T, fd uintptr) uintptr {

@@ -77,6 +77,9 @@ func (b *base) openComplete() (bool, error) {
 	default:
 		return false, err
 	}
+	for w := range b.here {
+		b.here[w].Store(^uint64(0))
+	}
 	b.whole.Store(true)
 	b.capacity = 0
 	b.bytes.Store(b.total)
@@ -111,6 +114,11 @@ func (b *base) openPartial() (ok bool, err error) {
 		return false, err
 	}
 	lost, err := b.presence.load(file)
+	if err == nil && b.capacity > 0 {
+		// A process that was killed may have left it written but not synced: what it does not claim now, and may
+		// be punched, it must not claim again after a power cut.
+		err = file.Sync()
+	}
 	if err == nil {
 		b.data, err = b.openData()
 	}

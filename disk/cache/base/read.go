@@ -3,6 +3,7 @@ package base
 import (
 	"context"
 	"fmt"
+	"io"
 	"time"
 
 	"hayloft/cloud/fault"
@@ -156,7 +157,7 @@ func (b *base) readHere(p []byte, offset int64, first, last int) (ok, broken boo
 	}
 	n, err := b.data.ReadAt(p, offset)
 	switch {
-	case n < len(p):
+	case failed(n, len(p), err):
 		b.degrade("read", err)
 		return false, true
 	case b.held(before, first, last):
@@ -164,6 +165,9 @@ func (b *base) readHere(p []byte, offset int64, first, last int) (ok, broken boo
 	}
 	return b.readDoubtful(p, offset, first, last)
 }
+
+// failed reports whether n bytes of so many and an error are not what a ReaderAt gives that has read them.
+func failed(n, want int, err error) bool { return n < want || err != nil && err != io.EOF }
 
 // readDoubtful reads what a sync under way may undo, whole chunks, and verifies it.
 func (b *base) readDoubtful(p []byte, offset int64, first, last int) (ok, broken bool) {

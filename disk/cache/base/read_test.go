@@ -299,6 +299,24 @@ func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 	}
 }
 
+func TestAWholeBaseThatCannotBeReadIsServedFromTheRepository(t *testing.T) {
+	b := newBench(t, content("ddzd", 3))
+	o := b.open(nil)
+	b.check(o.Reader(nil), 0, len(b.data))
+	o.Close()
+	o = b.open(nil)
+	before := b.repo.fetched()
+	b.disk.Inject(faulty.Fault{Op: faulty.Read, Name: "data", Err: unix.EIO})
+	b.check(o.Reader(nil), 0, len(b.data))
+	if b.repo.fetched() != before+3*chunk-3 || o.Degraded() == nil || b.try(o.Reader(nil), 0, 10) {
+		t.Fatalf("fetched %d", b.repo.fetched()-before)
+	}
+	b.disk.Heal()
+	if !b.try(o.Reader(nil), 0, len(b.data)) || !o.Status().Complete {
+		t.Fatal("not whole after all is well")
+	}
+}
+
 func TestLocalDiskFullOrBroken(t *testing.T) {
 	for name, f := range map[string]faulty.Fault{
 		"full":          {Op: faulty.Write, Name: "data", Err: unix.ENOSPC},

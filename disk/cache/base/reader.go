@@ -79,7 +79,7 @@ func (r *reader) TryReadAt(p []byte, offset int64) (done bool, err error) {
 	if !b.present(first, last) {
 		return false, nil
 	}
-	if n, _ := b.data.ReadAt(p, offset); n < len(p) || b.gen.Load() != gen || !b.held(before, first, last) {
+	if n, err := b.data.ReadAt(p, offset); failed(n, len(p), err) || b.gen.Load() != gen || !b.held(before, first, last) {
 		return false, nil
 	}
 	r.hit(first, last, offset, len(p))

@@ -39,11 +39,14 @@ func TestWhatArrivedIsDurableSoonWithoutASync(t *testing.T) {
 	o := b.open(nil)
 	b.check(o.Reader(nil), 0, chunk)
 	deadline := time.Now().Add(10 * time.Second)
-	for o.fresh.has(0) && time.Now().Before(deadline) {
+	durable := func() bool {
+		o.saving.Lock()
+		defer o.saving.Unlock()
+		return o.presence.has(0) && len(o.presence.dirty) == 0
+	}
+	for !durable() && time.Now().Before(deadline) {
 		time.Sleep(10 * time.Millisecond)
 	}
-	o.saving.Lock() // until the map has it too
-	o.saving.Unlock()
 	b.disk.CutAs(faulty.Nothing)
 	if !b.try(b.open(nil).Reader(nil), 0, chunk) {
 		t.Fatal("lost after the flusher had its time")
