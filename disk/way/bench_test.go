@@ -36,7 +36,7 @@ func BenchmarkBase(b *testing.B) {
 	}
 	repo := disk.Repository{ID: 1, Path: repoDir}
 	img := &disk.Image{Name: "i", Repository: repo, Source: "i", Format: "raw"}
-	w, err := New(Config{Root: filepath.Join(dir, "ls"), Runner: command.Exec{}, GID: os.Getgid(), Host: "here"})
+	w, err := New(Config{Root: filepath.Join(dir, "ls"), Runner: command.Exec{}, GID: os.Getgid(), Host: "here", Data: newFake()})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -84,12 +84,12 @@ func BenchmarkBase(b *testing.B) {
 		for b.Loop() {
 			b.StopTimer()
 			os.RemoveAll(filepath.Join(dir, "ls", "base"))
-			if w, err = New(Config{Root: filepath.Join(dir, "ls"), Runner: command.Exec{}, GID: os.Getgid(), Host: "here"}); err != nil {
+			if w, err = New(Config{Root: filepath.Join(dir, "ls"), Runner: command.Exec{}, GID: os.Getgid(), Host: "here", Data: newFake()}); err != nil {
 				b.Fatal(err)
 			}
 			b.StartTimer()
 			if _, err := w.Prepare(b.Context(), disk.Request{Machine: 1, Dir: filepath.Join(dir, "1"), UID: os.Getuid(), GID: os.Getgid(),
-				Disks: []disk.Spec{{Image: img, ReadOnly: true}}}, nil); err != nil {
+				Disks: []disk.Spec{{Image: img, ReadOnly: true, Mode: "OFFLINE"}}}, nil); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -97,7 +97,7 @@ func BenchmarkBase(b *testing.B) {
 	b.Run("warm prepare and remove", func(b *testing.B) {
 		for b.Loop() {
 			if _, err := w.Prepare(b.Context(), disk.Request{Machine: 2, Dir: filepath.Join(dir, "2"), UID: os.Getuid(), GID: os.Getgid(),
-				Disks: []disk.Spec{{Image: img}}}, nil); err != nil {
+				Disks: []disk.Spec{{Image: img, Mode: "OFFLINE"}}}, nil); err != nil {
 				b.Fatal(err)
 			}
 			if err := w.Remove(b.Context(), 2, filepath.Join(dir, "2")); err != nil {

@@ -29,7 +29,7 @@ const crashEnv = "HAYLOFT_WAY_CRASH"
 
 func (p crashPlan) request(machine int) disk.Request {
 	return disk.Request{Machine: machine, Dir: filepath.Join(p.Run, "m"), UID: os.Getuid(), GID: os.Getgid(),
-		Disks: []disk.Spec{{ID: 0, Volatile: "fs", Size: 64 << 10}, {ID: 1, Image: p.Image, ReadOnly: true}}}
+		Disks: []disk.Spec{{ID: 0, Volatile: "fs", Size: 64 << 10}, {ID: 1, Image: p.Image, ReadOnly: true, Preload: disk.PreloadAuto}}}
 }
 
 var content = noise(64<<10, 77)
@@ -62,7 +62,8 @@ func TestCrashChild(t *testing.T) {
 
 func (p crashPlan) open(t *testing.T) *Way {
 	t.Helper()
-	w, err := New(Config{Root: p.Root, Runner: command.Exec{}, Log: slog.New(slog.DiscardHandler), GID: os.Getgid(), Host: "here"})
+	w, err := New(Config{Root: p.Root, Runner: command.Exec{}, Log: slog.New(slog.DiscardHandler), GID: os.Getgid(), Host: "here",
+		Data: newFake(), Sockets: filepath.Join(p.Run, "s")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,30 +11,28 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/device"
 	"hayloft/disk/localstore"
-	"hayloft/disk/repository"
 	"hayloft/image/qcow2"
 	"hayloft/internal/command"
 )
 
-// overlay makes a qcow2 of the machine's own on the shared base. One that is there already is kept.
+// overlay makes a qcow2 of the machine's own on what is below it. One that is there already is kept.
 func (p *preparation) overlay(ctx context.Context, spec disk.Spec, record *diskRecord) (device.Device, error) {
-	base, err := p.base(ctx, *spec.Image, localstore.Data)
+	base, err := p.below(ctx, spec, record)
 	if err != nil {
 		return device.Device{}, err
 	}
 	path := diskPath(p.request.Dir, spec.ID)
-	d := device.Device{Kind: device.File, Path: path, Format: device.QCOW2}
+	d := device.Device{Kind: device.File, Path: path, Format: device.QCOW2, Backing: base.export}
 	there, err := readOverlay(path)
 	record.Size = max(record.Size, there.Size) // grown elsewhere
 	switch {
-	case err == nil && there.Backing == base:
+	case err == nil && there.Backing == base.path:
 		return d, own(path, p.request.UID, p.request.GID)
-	case err == nil: // made on another host, or for another local store
-		_, err := p.way.config.Runner.Run(ctx, command.Cmd{Name: "qemu-img", Args: []string{"rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", base, path}})
+	case err == nil: // made on another host, for another local store, or in another mode
+		_, err := p.way.config.Runner.Run(ctx, command.Cmd{Name: "qemu-img", Args: []string{"rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", base.path, path}})
 		if err != nil {
 			return d, err
 		}
@@ -44,7 +42,7 @@ func (p *preparation) overlay(ctx context.Context, spec disk.Spec, record *diskR
 	}
 	p.progress(disk.Progress{Step: fmt.Sprintf("overlay %d", spec.ID)})
 	return d, p.newFile(path, func(f *os.File) error {
-		return qcow2.Write(f, qcow2.Overlay{Size: record.Size, Backing: base, BackingFormat: "raw"})
+		return qcow2.Write(f, qcow2.Overlay{Size: record.Size, Backing: base.path, BackingFormat: "raw"})
 	})
 }
 
@@ -85,39 +83,20 @@ func (p *preparation) newFile(path string, fill func(*os.File) error) (err error
 	return nil
 }
 
-// whole is the base itself: read-only disks need nothing of their own.
-func (p *preparation) whole(ctx context.Context, spec disk.Spec) (device.Device, error) {
-	base, err := p.base(ctx, *spec.Image, localstore.Data)
-	return device.Device{Kind: device.File, Path: base, Format: device.Raw, ReadOnly: true}, err
+// whole is what would be below an overlay: read-only disks need nothing of their own.
+func (p *preparation) whole(ctx context.Context, spec disk.Spec, record *diskRecord) (device.Device, error) {
+	base, err := p.below(ctx, spec, record)
+	if err != nil || base.export != nil {
+		return deref(base.export), err
+	}
+	return device.Device{Kind: device.File, Path: base.path, Format: device.Raw, ReadOnly: true}, nil
 }
 
-// persistent hands the source itself to the machine.
-func (p *preparation) persistent(ctx context.Context, spec disk.Spec, record *diskRecord) (device.Device, error) {
-	img, w := spec.Image, p.way
-	fail := func(err error) (device.Device, error) {
-		return device.Device{}, fmt.Errorf("image %d (%s): %w", img.ID, img.Name, err)
+func deref(d *device.Device) device.Device {
+	if d == nil {
+		return device.Device{}
 	}
-	repo, err := w.open(img.Repository)
-	if err != nil {
-		return fail(err)
-	}
-	ownable, ok := repo.(repository.Ownable)
-	if !ok {
-		return fail(fault.Errorf(fault.Unsupported, "persistent images need a repository whose files this host has, datastore %d has driver %s",
-			img.Repository.ID, img.Repository.Driver))
-	}
-	owner := w.owner(p.request.Machine)
-	path, err := ownable.Own(ctx, img.Source, owner, p.request.UID, p.request.GID)
-	if err != nil {
-		return fail(err)
-	}
-	if p.former == nil || p.former.disk(spec.ID) == nil { // else it may be running on it
-		p.back.Push(func() error { return ownable.Disown(context.WithoutCancel(ctx), img.Source, owner) })
-	}
-	if err := growFile(path, record.Size); err != nil {
-		return fail(err)
-	}
-	return device.Device{Kind: device.File, Path: path, Format: device.Raw, ReadOnly: spec.ReadOnly}, nil
+	return *d
 }
 
 // growFile makes a raw disk larger, never smaller.

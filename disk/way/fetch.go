@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 
 	"hayloft/cloud/fault"
@@ -25,17 +24,11 @@ const (
 	maxTreeMembers = 4_000_000
 )
 
-// fetch brings a base to this host whole, verified chunk by chunk. The index comes first: its own digest is the
-// image's, so from then on nothing that the repository says is believed unchecked.
-func (w *Way) fetch(ctx context.Context, img disk.Image, kind localstore.Kind, report func(done, total int64)) (path string, read int64, err error) {
-	fail := func(err error) (string, int64, error) {
-		return "", read, fmt.Errorf("image %d (%s): %w", img.ID, img.Name, err)
-	}
-	repo, err := w.open(img.Repository)
-	if err != nil {
-		return fail(err)
-	}
-	index, err := readIndex(ctx, repo, img)
+// fetch brings an archive to this host and unpacks it, verified chunk by chunk. The index comes first: its own digest
+// is the image's, so from then on nothing that the repository says is believed unchecked.
+func (w *Way) fetch(ctx context.Context, img disk.Image, report func(done, total int64)) (path string, read int64, err error) {
+	fail := func(err error) (string, int64, error) { return "", read, named(img, err) }
+	repo, index, err := w.index(ctx, img)
 	if err != nil {
 		return fail(err)
 	}
@@ -45,21 +38,38 @@ func (w *Way) fetch(ctx context.Context, img disk.Image, kind localstore.Kind, r
 		return fail(err)
 	}
 	defer src.Close()
-	if src.Size() != index.Length() {
-		return fail(fault.Errorf(fault.Corrupt, "object %s has %d bytes instead of %d", img.Source, src.Size(), index.Length()))
+	if err := checkLength(img, index, src.Size()); err != nil {
+		return fail(err)
 	}
-	w.config.Log.Info("fetch base", "image", img.ID, "name", img.Name, "digest", img.Digest, "bytes", index.DataBytes())
-	var n int64
-	if kind == localstore.Tree {
-		path, n, err = w.fetchTree(ctx, img, index, src, report)
-	} else {
-		path, n, err = w.fetchData(ctx, img, index, src, report)
-	}
+	w.config.Log.Info("fetch tree", "image", img.ID, "name", img.Name, "digest", img.Digest, "bytes", index.DataBytes())
+	path, n, err := w.fetchTree(ctx, img, index, src, report)
 	read += n
 	if err != nil {
 		return fail(err)
 	}
 	return path, read, nil
+}
+
+// named says in an error which image it is about.
+func named(img disk.Image, err error) error {
+	return fmt.Errorf("image %d (%s): %w", img.ID, img.Name, err)
+}
+
+func checkLength(img disk.Image, index *image.Index, size int64) error {
+	if size != index.Length() {
+		return fault.Errorf(fault.Corrupt, "object %s has %d bytes instead of %d", img.Source, size, index.Length())
+	}
+	return nil
+}
+
+// index opens the image's repository and reads its chunk index.
+func (w *Way) index(ctx context.Context, img disk.Image) (repository.Repository, *image.Index, error) {
+	repo, err := w.open(img.Repository)
+	if err != nil {
+		return nil, nil, err
+	}
+	index, err := readIndex(ctx, repo, img)
+	return repo, index, err
 }
 
 func readIndex(ctx context.Context, repo repository.Repository, img disk.Image) (*image.Index, error) {
@@ -79,16 +89,7 @@ func readIndex(ctx context.Context, repo repository.Repository, img disk.Image) 
 	return index, nil
 }
 
-func (w *Way) fetchData(ctx context.Context, img disk.Image, index *image.Index, src repository.Source, report func(done, total int64)) (string, int64, error) {
-	b, read, err := w.buildData(ctx, img, index, src, report)
-	if err != nil {
-		return "", read, err
-	}
-	path, err := b.Commit(ctx, index.Marshal())
-	return path, read, errors.Join(err, b.Abort())
-}
-
-// buildData copies the bytes into a base that is not committed yet.
+// buildData copies the bytes of an archive into a file that is never committed.
 func (w *Way) buildData(ctx context.Context, img disk.Image, index *image.Index, src repository.Source, report func(done, total int64)) (_ localstore.Builder, read int64, err error) {
 	need := index.DataBytes()
 	reservation, err := w.store.Reserve(ctx, "base", need, need)
@@ -105,9 +106,6 @@ func (w *Way) buildData(ctx context.Context, img disk.Image, index *image.Index,
 			err = errors.Join(err, b.Abort())
 		}
 	}()
-	if shared, err := share(ctx, index, src, b); shared || err != nil {
-		return b, need, err
-	}
 	if err := b.SetSize(index.Length()); err != nil {
 		return nil, 0, err
 	}
@@ -116,29 +114,6 @@ func (w *Way) buildData(ctx context.Context, img disk.Image, index *image.Index,
 		return nil, read, fmt.Errorf("object %s: %w", img.Source, err)
 	}
 	return b, read, nil
-}
-
-// share has the base use the source's own blocks where the file system can, and verifies what it got.
-func share(ctx context.Context, index *image.Index, src repository.Source, b localstore.Builder) (bool, error) {
-	from, ok := src.(repository.Cloner)
-	into, file := b.(interface{ File() *os.File })
-	if !ok || !file {
-		return false, nil
-	}
-	if err := from.CloneTo(into.File()); err != nil {
-		if fault.Is(err, fault.Unsupported) {
-			return false, nil
-		}
-		return false, err
-	}
-	got, _, err := image.Scan(ctx, nil, into.File(), index.Length(), nil)
-	if err != nil {
-		return false, err
-	}
-	if got.Digest() == index.Digest() {
-		return true, nil
-	}
-	return false, b.SetSize(0) // the copy will say which chunk it is
 }
 
 // fetchTree unpacks an archive on the way in. Only verified chunks reach the decompressor.

@@ -38,7 +38,8 @@ func (f *flight) report(done, total int64) {
 
 // base gives the path of a complete base, fetched when it is not there yet: once, however many ask. read is what
 // the repository was asked for on behalf of this caller. The caller has pinned the digest.
-func (w *Way) base(ctx context.Context, img disk.Image, kind localstore.Kind, report func(done, total int64)) (path string, read int64, err error) {
+// rate, in bytes a second, bounds one that this call begins; 0: nothing does.
+func (w *Way) base(ctx context.Context, img disk.Image, kind localstore.Kind, rate int64, report func(done, total int64)) (path string, read int64, err error) {
 	key := flightKey{img.Digest, kind}
 	for {
 		if err := ctx.Err(); err != nil {
@@ -54,7 +55,7 @@ func (w *Way) base(ctx context.Context, img disk.Image, kind localstore.Kind, re
 				w.mu.Unlock()
 				return path, 0, err
 			}
-			f = w.start(ctx, key, img)
+			f = w.start(ctx, key, img, rate)
 		}
 		me := &listener{report}
 		f.mu.Lock()
@@ -81,14 +82,18 @@ func (w *Way) base(ctx context.Context, img disk.Image, kind localstore.Kind, re
 }
 
 // start begins a flight that outlives its first caller if others wait. The caller holds w.mu.
-func (w *Way) start(ctx context.Context, key flightKey, img disk.Image) *flight {
+func (w *Way) start(ctx context.Context, key flightKey, img disk.Image, rate int64) *flight {
 	flying, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	f := &flight{cancel: cancel, ended: make(chan struct{}), listeners: map[*listener]bool{}}
 	w.flights[key] = f
 	go func() {
 		defer close(f.ended)
 		defer cancel()
-		f.path, f.read, f.err = w.fetch(flying, img, key.kind, f.report)
+		if key.kind == localstore.Tree {
+			f.path, f.read, f.err = w.fetch(flying, img, f.report)
+		} else {
+			f.path, f.read, f.err = w.fill(flying, img, rate, f.report)
+		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if w.flights[key] == f {

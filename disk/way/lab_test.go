@@ -51,7 +51,7 @@ func TestMachinesDiskIsItsOwn(t *testing.T) {
 	if err := os.Mkdir(b.run, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	b.way, err = New(Config{Root: b.root, GID: testGID, Host: "here", Log: slog.New(slog.DiscardHandler)})
+	b.way, err = New(Config{Root: b.root, GID: testGID, Host: "here", Log: slog.New(slog.DiscardHandler), Data: b.data})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,13 +232,13 @@ func TestDiskFull(t *testing.T) {
 	if !fault.Is(err, fault.OutOfSpace) || !strings.Contains(err.Error(), "image 5 (tiny)") {
 		t.Errorf("in the middle: %v", err)
 	}
-	b.noBase()
+	b.nothing() // verified chunks stay, counted, until somebody needs their room
 	tree := b.add("root", tarGz(t, tarFile("big", 6<<20)))
 	_, err = b.way.Prepare(t.Context(), b.request(1, disk.Spec{Image: tree, Tree: true}), nil)
 	if !fault.Is(err, fault.OutOfSpace) || !strings.Contains(err.Error(), `member "big"`) {
 		t.Errorf("tree: %v", err)
 	}
-	b.noBase()
+	b.nothing()
 
 	// The repository runs full while a disk is saved.
 	c := newBench(t, 0)

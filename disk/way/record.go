@@ -8,6 +8,8 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk"
+	"hayloft/disk/blockd"
+	"hayloft/disk/cache"
 	"hayloft/disk/localstore"
 )
 
@@ -17,7 +19,7 @@ type kind string
 const (
 	overlay    kind = "overlay"    // qcow2 on a base
 	whole      kind = "base"       // the base itself, read-only
-	persistent kind = "persistent" // the source itself
+	persistent kind = "persistent" // the source itself, or behind a cache of the machine's own
 	volatile   kind = "volatile"   // a raw file of its own
 	tree       kind = "tree"       // a directory on an unpacked archive
 )
@@ -31,6 +33,21 @@ type diskRecord struct {
 	ReadOnly   bool             `json:"read_only,omitempty"`
 	Repository *disk.Repository `json:"repository,omitempty"` // of a persistent image
 	Source     string           `json:"source,omitempty"`
+
+	Mode cache.Mode `json:"mode,omitempty"` // "" in records of before there were modes, and for volatile disks
+	// Cached says that a persistent image is, or may be, behind a cache with files here.
+	Cached    bool  `json:"cached,omitempty"`
+	CacheSize int64 `json:"cache_size,omitempty"` // bytes, 0: all
+	// Export is what the data path was told, from before it is told until it has been taken back.
+	Export *blockd.Export `json:"export,omitempty"`
+}
+
+// capacity is how much of a cached persistent image is kept here, in bytes.
+func (d *diskRecord) capacity() int64 {
+	if d.CacheSize > 0 && d.CacheSize < d.Size {
+		return d.CacheSize
+	}
+	return d.Size
 }
 
 // details is what the local store keeps for us with each machine.
@@ -58,6 +75,9 @@ func (r *record) promised() (bytes int64) {
 	for _, d := range r.Disks {
 		if d.Kind == overlay || d.Kind == volatile || d.Kind == tree && !d.ReadOnly {
 			bytes += d.Size
+		}
+		if d.Kind == persistent && d.Cached {
+			bytes += d.capacity()
 		}
 	}
 	return bytes
@@ -106,3 +126,6 @@ func disksDir(dir string) string { return filepath.Join(dir, "disks") }
 func diskPath(dir string, id int) string {
 	return filepath.Join(disksDir(dir), "disk."+strconv.Itoa(id))
 }
+
+// cacheDir is where the data path keeps the files of a persistent image's cache.
+func cacheDir(dir string, id int) string { return diskPath(dir, id) + ".cache" }

@@ -12,7 +12,7 @@ import (
 
 // Remove implements disk.Way.
 func (w *Way) Remove(ctx context.Context, machine int, dir string) error {
-	unlock, err := w.lock(ctx, machine)
+	unlock, err := w.lock(ctx, machineTurn(machine))
 	if err != nil {
 		return err
 	}
@@ -41,6 +41,13 @@ func (w *Way) remove(ctx context.Context, machine int, dir string, r *record) er
 		if err := checkDir(machine, d); err != nil {
 			return err
 		}
+	}
+	if r != nil {
+		if err := w.endExports(ctx, r); err != nil {
+			return fail(err)
+		}
+	}
+	for d := range dirs {
 		if err := removeAll(disksDir(d)); err != nil {
 			return fail(err)
 		}
@@ -63,6 +70,32 @@ func (w *Way) remove(ctx context.Context, machine int, dir string, r *record) er
 	}
 	w.config.Log.Info("disks removed", "machine", machine)
 	return nil
+}
+
+// endExports drains and removes the caches of a machine's persistent images, and ends all exports. Whatever fails, nothing
+// is lost: what was not drained is still here, and the record says so.
+func (w *Way) endExports(ctx context.Context, r *record) error {
+	changed := false
+	for i := range r.Disks {
+		d := &r.Disks[i]
+		var err error
+		switch {
+		case d.Cached:
+			err = w.dropVolume(ctx, r, d, nil)
+		case d.Export != nil:
+			err = w.unexport(ctx, d)
+		default:
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("disk %d: %w", d.ID, err)
+		}
+		changed = true
+	}
+	if !changed {
+		return nil
+	}
+	return w.putRecord(ctx, r)
 }
 
 func (w *Way) disown(ctx context.Context, machine int, d diskRecord) error {

@@ -2,6 +2,7 @@ package way
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -13,7 +14,7 @@ import (
 
 // Resize implements disk.Way.
 func (w *Way) Resize(ctx context.Context, machine int, dir string, diskID int, size int64) error {
-	unlock, err := w.lock(ctx, machine)
+	unlock, err := w.lock(ctx, machineTurn(machine))
 	if err != nil {
 		return err
 	}
@@ -35,21 +36,22 @@ func (w *Way) resize(ctx context.Context, machine, id int, size int64) error {
 	}
 	path := diskPath(r.Dir, id)
 	present := d.Size
-	switch d.Kind {
-	case whole:
+	switch {
+	case d.Kind == whole:
 		return fault.Errorf(fault.Unsupported, "is read-only")
-	case persistent:
+	case d.Kind == persistent && d.Cached:
+	case d.Kind == persistent:
 		if path, err = w.ownedPath(ctx, machine, *d); err != nil {
 			return err
 		}
 		fallthrough
-	case volatile:
+	case d.Kind == volatile:
 		fi, err := os.Stat(path)
 		if err != nil {
 			return err
 		}
 		present = fi.Size()
-	case overlay:
+	case d.Kind == overlay:
 		o, err := readOverlay(path)
 		if err != nil {
 			return err
@@ -59,11 +61,17 @@ func (w *Way) resize(ctx context.Context, machine, id int, size int64) error {
 	if size < present {
 		return fault.Errorf(fault.Invalid, "has %d bytes, cannot shrink to %d", present, size)
 	}
-	more, err := w.store.Reserve(ctx, "disk", max(0, size-d.Size), 0)
+	grown := record{details: details{Disks: []diskRecord{*d}}}
+	before := grown.promised()
+	grown.Disks[0].Size = max(d.Size, size)
+	more, err := w.store.Reserve(ctx, "disk", grown.promised()-before, 0)
 	if err != nil {
 		return err
 	}
 	defer more.Release()
+	if d.Kind == persistent && d.Cached {
+		return w.resizeVolume(ctx, r, d, size)
+	}
 	if size > present {
 		switch d.Kind {
 		case overlay:
@@ -79,7 +87,37 @@ func (w *Way) resize(ctx context.Context, machine, id int, size int64) error {
 	return w.putRecord(ctx, r)
 }
 
-// ownedPath is where the file of a persistent image is that the machine has.
+// resizeVolume has the data path open a cache anew, larger.
+func (w *Way) resizeVolume(ctx context.Context, r *record, d *diskRecord, size int64) error {
+	if d.Size = size; d.Export == nil || d.Export.Volume.Size >= size {
+		return w.putRecord(ctx, r)
+	}
+	data, err := w.data()
+	if err != nil {
+		return err
+	}
+	if open, err := w.connected(ctx, d.Export.Name); err != nil || open {
+		return errors.Join(err, fault.Errorf(fault.WrongState, "the machine has the disk open"))
+	}
+	former := *d.Export
+	volume := *former.Volume
+	volume.Size = size
+	if volume.Load == former.Volume.Size {
+		volume.Load = size
+	}
+	larger := former
+	larger.Volume = &volume
+	if err := data.Unexport(ctx, former.Name); err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	d.Export = &larger
+	if err := w.putRecord(ctx, r); err != nil {
+		return err
+	}
+	return data.Export(ctx, larger)
+}
+
+// ownedPath is where the file of an image is that the machine has in its repository.
 func (w *Way) ownedPath(ctx context.Context, machine int, d diskRecord) (string, error) {
 	repo, err := w.open(*d.Repository)
 	if err != nil {

@@ -2,6 +2,7 @@ package way
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,8 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk"
+	"hayloft/disk/blockd"
+	"hayloft/disk/cache"
 	"hayloft/disk/localstore"
 	"hayloft/disk/repository"
 	"hayloft/image"
@@ -23,7 +26,7 @@ import (
 
 // SaveAs implements disk.Way: a disk becomes a sparse raw object, a directory tree a tar.gz.
 func (w *Way) SaveAs(ctx context.Context, machine int, dir string, spec disk.Spec, to disk.Repository, name string, report func(disk.Progress)) (disk.Saved, error) {
-	unlock, err := w.lock(ctx, machine)
+	unlock, err := w.lock(ctx, machineTurn(machine))
 	if err != nil {
 		return disk.Saved{}, err
 	}
@@ -113,28 +116,59 @@ func (w *Way) saveAs(ctx context.Context, machine, id int, to disk.Repository, n
 	return disk.Saved{Digest: index.Digest(), Size: index.Length(), Format: string(format)}, nil
 }
 
-// saveDisk flattens: what the machine wrote over what the base has.
+// saveDisk flattens: what the machine wrote over what the base has. What the data path has is read through it.
 func (w *Way) saveDisk(ctx context.Context, r *record, d diskRecord, out repository.Writer, report func(done, total int64)) (*image.Index, error) {
 	path := diskPath(r.Dir, d.ID)
-	switch d.Kind {
-	case overlay:
-		return w.flatten(ctx, path, out, report)
-	case whole:
-		base, err := w.store.Find(ctx, d.Digest, localstore.Data)
-		if err == nil && base == "" {
-			err = fault.Errorf(fault.NotFound, "base %s is not on this host", d.Digest)
+	switch {
+	case d.Cached:
+		if d.Export == nil {
+			return nil, fault.Errorf(fault.WrongState, "is not exported")
 		}
+		if err := w.exportAgain(ctx, *d.Export); err != nil {
+			return nil, err
+		}
+		return w.convert(ctx, rawNode(nbdNode(*d.Export)), d.Size, out, report)
+	case d.Kind == overlay || d.Kind == whole && d.Mode != cache.None:
+		partial, err := w.isPartial(ctx, d)
 		if err != nil {
 			return nil, err
 		}
-		path = base
-	case persistent:
+		if partial && d.Export == nil {
+			return nil, fault.Errorf(fault.NotFound, "base %s is not on this host", d.Digest)
+		}
+		if partial {
+			if err := w.exportAgain(ctx, *d.Export); err != nil {
+				return nil, err
+			}
+		}
+		if d.Kind == overlay {
+			return w.flatten(ctx, path, d, partial, out, report)
+		}
+		if partial {
+			return w.convert(ctx, rawNode(nbdNode(*d.Export)), d.Export.Base.Image.Size, out, report)
+		}
+		if path, err = w.store.Path(d.Digest, localstore.Data); err != nil {
+			return nil, err
+		}
+	case d.Kind == persistent || d.Kind == whole:
 		var err error
 		if path, err = w.ownedPath(ctx, r.ID, d); err != nil {
 			return nil, err
 		}
 	}
 	return copyFile(ctx, path, out, report)
+}
+
+// exportAgain makes sure that an export which should be there can be read.
+func (w *Way) exportAgain(ctx context.Context, e blockd.Export) error {
+	data, err := w.data()
+	if err != nil {
+		return err
+	}
+	if err := w.makeSockets(); err != nil {
+		return err
+	}
+	return data.Export(ctx, e)
 }
 
 // copyFile copies a local raw file sparsely, with its index.
@@ -155,19 +189,42 @@ func copyFile(ctx context.Context, path string, out repository.Writer, report fu
 	return index, err
 }
 
-func (w *Way) flatten(ctx context.Context, path string, out repository.Writer, report func(done, total int64)) (*image.Index, error) {
+// flatten reads an overlay, through the export of its base while that is partial.
+func (w *Way) flatten(ctx context.Context, path string, d diskRecord, partial bool, out repository.Writer, report func(done, total int64)) (*image.Index, error) {
 	o, err := readOverlay(path)
 	if err != nil {
 		return nil, err
 	}
+	top := node{"driver": "qcow2", "file": node{"driver": "file", "filename": path}}
+	if partial {
+		top["backing"] = rawNode(nbdNode(*d.Export))
+	}
+	return w.convert(ctx, top, o.Size, out, report)
+}
+
+// node describes a way to bytes (QEMU's BlockdevOptions).
+type node map[string]any
+
+func rawNode(file node) node { return node{"driver": "raw", "file": file} }
+
+func nbdNode(e blockd.Export) node {
+	return node{"driver": "nbd", "server": node{"type": "unix", "path": e.Path}}
+}
+
+// convert has QEMU copy what is at the end of a way.
+func (w *Way) convert(ctx context.Context, from node, size int64, out repository.Writer, report func(done, total int64)) (*image.Index, error) {
 	local, ok := out.(repository.Local)
 	if !ok {
 		return nil, fault.Errorf(fault.Unsupported, "saving a disk needs a repository with local files")
 	}
-	report(0, o.Size)
+	text, err := json.Marshal(from)
+	if err != nil {
+		return nil, err
+	}
+	report(0, size)
 	// -U: QEMU has the disk open while the machine is frozen.
 	_, err = w.config.Runner.Run(ctx, command.Cmd{Name: "qemu-img", Args: []string{"convert", "-q", "-U", "-W", "-S", "64k",
-		"-f", "qcow2", "-O", "raw", path, local.LocalPath()}})
+		"-O", "raw", "json:" + string(text), local.LocalPath()}})
 	var e *command.Error
 	if errors.As(err, &e) && strings.Contains(e.Stderr, "No space left") {
 		err = fault.As(fault.OutOfSpace, err)
@@ -175,7 +232,7 @@ func (w *Way) flatten(ctx context.Context, path string, out repository.Writer, r
 	if err != nil {
 		return nil, err
 	}
-	index, _, err := image.Scan(ctx, nil, out, o.Size, func(done int64) { report(done, o.Size) })
+	index, _, err := image.Scan(ctx, nil, out, size, func(done int64) { report(done, size) })
 	return index, err
 }
 

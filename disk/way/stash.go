@@ -44,7 +44,7 @@ func stashDir(machine int) string { return "machines/" + strconv.Itoa(machine) }
 
 // Stash implements disk.Way.
 func (w *Way) Stash(ctx context.Context, machine int, dir string, extra []string, to disk.Repository) error {
-	unlock, err := w.lock(ctx, machine)
+	unlock, err := w.lock(ctx, machineTurn(machine))
 	if err != nil {
 		return err
 	}
@@ -74,6 +74,9 @@ func (w *Way) stash(ctx context.Context, machine int, dir string, extra []string
 	case r == nil:
 		return nil // done before
 	case there == nil || r.Stashing == "" || there.Token != r.Stashing:
+		if err := w.settleAll(ctx, r, nil); err != nil {
+			return err
+		}
 		if err := w.fillStash(ctx, repo, r, extra); err != nil {
 			return err
 		}
@@ -215,7 +218,7 @@ func readManifest(ctx context.Context, repo repository.Repository, machine int) 
 
 // DropStash implements disk.Way.
 func (w *Way) DropStash(ctx context.Context, machine int, from disk.Repository) error {
-	unlock, err := w.lock(ctx, machine)
+	unlock, err := w.lock(ctx, machineTurn(machine))
 	if err != nil {
 		return err
 	}
@@ -253,7 +256,7 @@ func dropStash(ctx context.Context, repo repository.Repository, machine int) err
 
 // Unstash implements disk.Way. The stash stays whole until DropStash, so that another host can still take it up.
 func (w *Way) Unstash(ctx context.Context, r disk.Request, from disk.Repository, report func(disk.Progress)) (disk.Prepared, error) {
-	unlock, err := w.lock(ctx, r.Machine)
+	unlock, err := w.lock(ctx, machineTurn(r.Machine))
 	if err != nil {
 		return disk.Prepared{}, err
 	}

@@ -1,18 +1,22 @@
-// Package way puts repositories and local stores together to the way of a disk on one host: it implements disk.Way.
-//
-// This first version copies a base whole before a machine starts (mode OFFLINE of a non-persistent image), puts
-// an overlay on top, and hands persistent images to their machine in place (mode NONE).
+// Package way puts repositories, local stores and the data path together to the way of a disk on one host: it
+// implements disk.Way. It keeps the books (space, records of machines, directories) and tells the data path (package
+// blockd) what to bring here and what to export. A clone is an overlay whose header names the base's file; while the
+// base is not whole, its machine gets the base by NBD instead. A persistent image is handed to its machine in place, or
+// through a cache that the data path has.
 package way
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk"
+	"hayloft/disk/blockd"
 	"hayloft/disk/localstore"
 	"hayloft/disk/localstore/file"
 	"hayloft/disk/repository"
@@ -28,6 +32,11 @@ type Config struct {
 	Log    *slog.Logger // nil: slog.Default
 	GID    int          // group that may read bases: the hypervisor processes'
 	Host   string       // name of this host in marks of ownership; "": the host name
+	// Data is the data path. nil: there is none, and disks that need one are fault.Unsupported.
+	Data blockd.Service
+	// Sockets is the directory of the data path's sockets, made when it is needed. "": below /run for root, else below
+	// the directory of temporary files, told apart by Root.
+	Sockets string
 }
 
 // Way implements disk.Way.
@@ -37,8 +46,10 @@ type Way struct {
 	open   func(disk.Repository) (repository.Repository, error)
 
 	mu      sync.Mutex
-	locks   map[int]*machineLock
+	turns   map[string]*turn
 	flights map[flightKey]*flight
+	counted map[string]int64 // by digest: bytes that its base fetched, as far as somebody was told
+	totals  map[string]int64 // by digest: bytes of data
 }
 
 var _ disk.Way = (*Way)(nil)
@@ -58,30 +69,42 @@ func New(c Config) (*Way, error) {
 		}
 		c.Host = name
 	}
-	store, err := file.Open(file.Config{Root: c.Root, Max: c.Max, GID: c.GID, Log: c.Log})
+	if c.Sockets == "" {
+		c.Sockets = defaultSockets(c.Root)
+	}
+	if longest := len(socketPath(c.Sockets, exportName(math.MaxInt32, 9999))); longest > maxSocketPath {
+		return nil, fault.Errorf(fault.Invalid, "directory of sockets %s: paths in it would have %d bytes, %d are possible", c.Sockets, longest, maxSocketPath)
+	}
+	local := file.Config{Root: c.Root, Max: c.Max, GID: c.GID, Log: c.Log}
+	if c.Data != nil {
+		local.Evicting = c.Data.DropBase
+	}
+	store, err := file.Open(local)
 	if err != nil {
 		return nil, err
 	}
 	return &Way{
 		config: c, store: store, open: drivers.Open,
-		locks: map[int]*machineLock{}, flights: map[flightKey]*flight{},
+		turns: map[string]*turn{}, flights: map[flightKey]*flight{}, counted: map[string]int64{}, totals: map[string]int64{},
 	}, nil
 }
 
-// machineLock serialises what is done for one machine; free has one token.
-type machineLock struct {
+// turn is for what is done for one machine or base, one after the other; free has one token.
+type turn struct {
 	free  chan struct{}
 	users int
 }
 
-// lock waits for its turn with a machine.
-func (w *Way) lock(ctx context.Context, machine int) (unlock func(), err error) {
+func machineTurn(id int) string { return fmt.Sprintf("machine %d", id) }
+
+// lock waits for its turn with a machine or base.
+func (w *Way) lock(ctx context.Context, what string) (unlock func(), err error) {
 	w.mu.Lock()
-	l := w.locks[machine]
+	l := w.turns[what]
 	if l == nil {
-		l = &machineLock{free: make(chan struct{}, 1)}
+		l = &turn{free: make(chan struct{}, 1)}
 		l.free <- struct{}{}
-		w.locks[machine] = l
+		w.turns[what] = l
 	}
 	l.users++
 	w.mu.Unlock()
@@ -89,7 +112,7 @@ func (w *Way) lock(ctx context.Context, machine int) (unlock func(), err error) 
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if l.users--; l.users == 0 {
-			delete(w.locks, machine)
+			delete(w.turns, what)
 		}
 	}
 	select {
@@ -103,32 +126,6 @@ func (w *Way) lock(ctx context.Context, machine int) (unlock func(), err error) 
 
 // Capacity implements disk.Way.
 func (w *Way) Capacity(ctx context.Context) (disk.Capacity, error) { return w.store.Capacity(ctx) }
-
-// Bases implements disk.Way.
-func (w *Way) Bases(ctx context.Context) ([]disk.Base, error) {
-	digests, err := w.store.Bases(ctx)
-	list := make([]disk.Base, len(digests))
-	for i, digest := range digests {
-		list[i] = disk.Base{Digest: digest, Complete: true}
-	}
-	return list, err
-}
-
-// Settle implements disk.Way.
-func (w *Way) Settle(context.Context, int, func(disk.Progress)) error { return nil }
-
-// Caches implements disk.Way.
-func (w *Way) Caches(context.Context, int) ([]disk.Cache, error) { return nil, nil }
-
-// Prefetch implements disk.Way.
-func (w *Way) Prefetch(ctx context.Context, i disk.Image, _ int64, report func(disk.Progress)) error {
-	_, _, err := w.base(ctx, i, localstore.Data, func(done, total int64) {
-		if report != nil {
-			report(disk.Progress{Step: "prefetch " + i.Name, Done: done, Total: total})
-		}
-	})
-	return err
-}
 
 // Machines implements disk.Way.
 func (w *Way) Machines(ctx context.Context) ([]int, error) {

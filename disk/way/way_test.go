@@ -34,13 +34,14 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type bench struct {
 	*testing.T
 	way        *Way
+	data       *fakeData
 	repository disk.Repository
 	root, run  string
 }
 
 func newBench(t *testing.T, max int64) *bench {
 	t.Helper()
-	b := &bench{T: t, root: filepath.Join(t.TempDir(), "ls"), run: t.TempDir(),
+	b := &bench{T: t, root: filepath.Join(t.TempDir(), "ls"), run: t.TempDir(), data: newFake(),
 		repository: disk.Repository{ID: 1, Driver: "path", Path: t.TempDir()}}
 	b.reopen(max)
 	return b
@@ -48,7 +49,8 @@ func newBench(t *testing.T, max int64) *bench {
 
 func (b *bench) reopen(max int64) {
 	b.Helper()
-	w, err := New(Config{Root: b.root, Max: max, Runner: command.Exec{}, Log: slog.New(slog.DiscardHandler), GID: os.Getgid(), Host: "here"})
+	w, err := New(Config{Root: b.root, Max: max, Runner: command.Exec{}, Log: slog.New(slog.DiscardHandler), GID: os.Getgid(), Host: "here",
+		Data: b.data, Sockets: filepath.Join(b.run, "s")})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -79,7 +81,13 @@ func (b *bench) add(name string, content []byte) *disk.Image {
 
 func (b *bench) dir(machine int) string { return filepath.Join(b.run, fmt.Sprint(machine)) }
 
+// request is one with the server's default for PRELOAD_SIZE, unless a disk has one.
 func (b *bench) request(machine int, disks ...disk.Spec) disk.Request {
+	for i := range disks {
+		if disks[i].Preload == 0 {
+			disks[i].Preload = disk.PreloadAuto
+		}
+	}
 	return disk.Request{Machine: machine, Dir: b.dir(machine), UID: os.Getuid(), GID: os.Getgid(), Disks: disks}
 }
 
@@ -100,6 +108,9 @@ func (b *bench) nothing() {
 	}
 	if e, _ := os.ReadDir(b.run); len(e) != 0 {
 		b.Errorf("left in the machines' directory: %v", e)
+	}
+	if s, err := b.data.Status(b.Context()); err != nil || len(s.Exports) != 0 {
+		b.Errorf("exports left: %v, %v", s.Exports, err)
 	}
 	_ = filepath.WalkDir(b.root, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && strings.Contains(d.Name(), ".part") {
@@ -233,6 +244,7 @@ func (s *source) ReadAt(p []byte, offset int64) (int, error) {
 func (b *bench) count() *counting {
 	c := &counting{Repository: b.open()}
 	b.way.open = func(disk.Repository) (repository.Repository, error) { return c, nil }
+	b.data.open = b.way.open
 	return c
 }
 
@@ -323,16 +335,16 @@ func tarGz(t testing.TB, members ...*tar.Header) []byte {
 // TestPrepareFails: each fault has its class, names image or disk, and leaves nothing behind.
 func TestPrepareFails(t *testing.T) {
 	for _, c := range []struct {
-		name    string
-		max     int64
-		tree    bool
-		spoil   func(b *bench, img *disk.Image, s *disk.Spec)
-		class   fault.Class
-		want    string
-		noFetch bool
+		name  string
+		max   int64
+		tree  bool
+		spoil func(b *bench, img *disk.Image, s *disk.Spec)
+		class fault.Class
+		want  string
+		kept  bool // what was verified before stays, counted
 	}{
-		{name: "chunk changed", class: fault.Corrupt, want: "image 5 (tiny): object tiny: chunk 3 ", spoil: func(b *bench, _ *disk.Image, _ *disk.Spec) { b.count().flip = 200_000 }},
-		{name: "chunk changed in the repository", class: fault.Corrupt, want: "image 5 (tiny): object tiny: chunk 3 ", spoil: func(b *bench, _ *disk.Image, _ *disk.Spec) {
+		{name: "chunk changed", class: fault.Corrupt, want: "image 5 (tiny): chunk 3 ", kept: true, spoil: func(b *bench, _ *disk.Image, _ *disk.Spec) { b.count().flip = 200_000 }},
+		{name: "chunk changed in the repository", class: fault.Corrupt, want: "image 5 (tiny): chunk 3 ", kept: true, spoil: func(b *bench, _ *disk.Image, _ *disk.Spec) {
 			f, err := os.OpenFile(b.repository.Path+"/tiny", os.O_WRONLY, 0)
 			if err != nil {
 				b.Fatal(err)
@@ -355,7 +367,9 @@ func TestPrepareFails(t *testing.T) {
 		{name: "LS_MAX", max: 4 << 20, class: fault.OutOfSpace, want: "are free of LS_MAX 4194304", spoil: func(*bench, *disk.Image, *disk.Spec) {}},
 		{name: "LS_MAX for the base", max: 5 << 20, class: fault.OutOfSpace, want: "image 5 (tiny): base: needs", spoil: func(*bench, *disk.Image, *disk.Spec) {}},
 		{name: "tree over LS_MAX", max: 1 << 20, tree: true, class: fault.OutOfSpace, want: "tree: needs", spoil: func(*bench, *disk.Image, *disk.Spec) {}},
-		{name: "mode", class: fault.Unsupported, want: "disk 3: image 5 (tiny): CACHE_MODE BACK of a non-persistent image", spoil: func(_ *bench, _ *disk.Image, s *disk.Spec) { s.Mode = "BACK" }},
+		{name: "mode", class: fault.Unsupported, want: "disk 3: image 5 (tiny): CACHE_MODE BACK: this host has no data path", spoil: func(b *bench, img *disk.Image, s *disk.Spec) {
+			s.Mode, img.Persistent, b.way.config.Data = "BACK", true, nil
+		}},
 		{name: "smaller", class: fault.Invalid, want: "disk 3: image 5 (tiny): has", spoil: func(_ *bench, _ *disk.Image, s *disk.Spec) { s.Size = 1000 }},
 		{name: "disk as tree", class: fault.Unsupported, want: "no directory tree", spoil: func(_ *bench, _ *disk.Image, s *disk.Spec) { s.Tree = true }},
 		{name: "tree as disk", tree: true, class: fault.Unsupported, want: "not a disk", spoil: func(_ *bench, _ *disk.Image, s *disk.Spec) { s.Tree = false }},
@@ -375,7 +389,11 @@ func TestPrepareFails(t *testing.T) {
 			if err == nil || fault.ClassOf(err) != c.class || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "machine 1") {
 				t.Errorf("%v: %v", fault.ClassOf(err), err)
 			}
-			b.noBase()
+			if c.kept {
+				b.nothing()
+			} else {
+				b.noBase()
+			}
 		})
 	}
 }

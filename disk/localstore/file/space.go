@@ -57,6 +57,9 @@ func (r *reservation) add(ctx context.Context, more usage) error {
 		if short == nil {
 			break
 		}
+		if s.Max > 0 && more.counted > s.Max {
+			return short // whatever goes
+		}
 		key, ok := s.leastUsed(kept)
 		if !ok {
 			if waited, err := s.evicted(ctx, ""); err != nil {
