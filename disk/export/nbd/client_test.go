@@ -9,8 +9,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -54,22 +56,29 @@ func TestClient(t *testing.T) {
 	if _, err := c.WriteAt(got[:10], 40<<20-1); !fault.Is(err, fault.Invalid) {
 		t.Error(err)
 	}
-	if err := c.Discard(100, 1000); err != nil || m.zeroed[0] != (export.ZeroFlags{}) {
-		t.Error(err, m.zeroed)
+	if err := c.Discard(100, 1000); err != nil {
+		t.Error(err)
 	}
-	if err := c.WriteZeroes(t.Context(), 100, 1000, true); err != nil || m.zeroed[1] != (export.ZeroFlags{NoHole: true}) {
-		t.Error(err, m.zeroed)
+	if err := c.WriteZeroes(t.Context(), 100, 1000, true); err != nil {
+		t.Error(err)
 	}
-	if err := c.Trim(t.Context(), 100, 1000); err != nil || m.zeroed[2] != (export.ZeroFlags{Trim: true}) {
-		t.Error(err, m.zeroed)
+	if err := c.Trim(t.Context(), 100, 1000); err != nil {
+		t.Error(err)
 	}
-	if err := c.Sync(); err != nil || m.flushes != 1 {
-		t.Error(err, m.flushes)
+	if err := c.Sync(); err != nil {
+		t.Error(err)
 	}
-	fua := false
-	m.hook = func(_ context.Context, op string, _ int64) error { fua = fua || op == "write-fua"; return nil }
-	if err := c.Write(t.Context(), want[:10], 0, true); err != nil || !fua {
-		t.Error(err, fua)
+	_, zeroed, flushes := m.seen()
+	if want := []export.ZeroFlags{{}, {NoHole: true}, {Trim: true}}; !slices.Equal(zeroed, want) || flushes != 1 {
+		t.Error(zeroed, flushes)
+	}
+	var fua atomic.Bool
+	m.when(func(_ context.Context, op string, _ int64) error {
+		fua.CompareAndSwap(false, op == "write-fua")
+		return nil
+	})
+	if err := c.Write(t.Context(), want[:10], 0, true); err != nil || !fua.Load() {
+		t.Error(err)
 	}
 	if err := c.Truncate(40 << 20); err != nil {
 		t.Error(err)
@@ -94,7 +103,7 @@ func TestClientErrors(t *testing.T) {
 	m := newMemory(4096)
 	c := dial(t, serve(t, m, named()).path, Dialer{})
 	for _, class := range []fault.Class{fault.Permission, fault.OutOfSpace, fault.Invalid, fault.Unsupported, fault.Internal} {
-		m.hook = func(context.Context, string, int64) error { return fault.Errorf(class, "the reason") }
+		m.when(func(context.Context, string, int64) error { return fault.Errorf(class, "the reason") })
 		for _, err := range []error{c.Read(t.Context(), make([]byte, 10), 0), c.Write(t.Context(), make([]byte, 10), 0, false), c.Sync()} {
 			if !fault.Is(err, class) || !strings.Contains(err.Error(), "the reason") || !strings.Contains(err.Error(), `"disk"`) {
 				t.Errorf("%v: %v", class, err)
@@ -146,13 +155,13 @@ func TestManyCallers(t *testing.T) {
 func TestContextEndsWait(t *testing.T) {
 	m := newMemory(1 << 20)
 	begun := make(chan struct{}, 10)
-	m.hook = func(ctx context.Context, op string, offset int64) error {
+	m.when(func(ctx context.Context, op string, offset int64) error {
 		if offset == 1<<19 {
 			begun <- struct{}{}
 			<-ctx.Done()
 		}
 		return ctx.Err()
-	}
+	})
 	c := dial(t, serve(t, m, named()).path, Dialer{})
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-begun; cancel() }()
@@ -409,7 +418,7 @@ func TestOtherSize(t *testing.T) {
 func TestClose(t *testing.T) {
 	m := newMemory(100)
 	begun := make(chan struct{})
-	m.hook = func(ctx context.Context, _ string, _ int64) error { close(begun); <-ctx.Done(); return ctx.Err() }
+	m.when(func(ctx context.Context, _ string, _ int64) error { close(begun); <-ctx.Done(); return ctx.Err() })
 	c := dial(t, serve(t, m, named()).path, Dialer{})
 	done := make(chan error)
 	go func() { done <- c.Read(t.Context(), make([]byte, 10), 0) }()

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -33,8 +34,11 @@ type memory struct {
 func newMemory(size int) *memory { return &memory{data: make([]byte, size)} }
 
 func (m *memory) do(ctx context.Context, op string, offset int64, f func()) error {
-	if m.hook != nil {
-		if err := m.hook(ctx, op, offset); err != nil {
+	m.mu.Lock()
+	hook := m.hook
+	m.mu.Unlock()
+	if hook != nil {
+		if err := hook(ctx, op, offset); err != nil {
 			return err
 		}
 	}
@@ -42,6 +46,20 @@ func (m *memory) do(ctx context.Context, op string, offset int64, f func()) erro
 	defer m.mu.Unlock()
 	f()
 	return nil
+}
+
+// when makes later operations do what f does first.
+func (m *memory) when(f func(ctx context.Context, op string, offset int64) error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.hook = f
+}
+
+// seen gives what was done so far. The race detector does not see that replies come after what they tell of.
+func (m *memory) seen() (data []byte, zeroed []export.ZeroFlags, flushes int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.data), slices.Clone(m.zeroed), m.flushes
 }
 
 func (m *memory) Size() int64    { return int64(len(m.data)) }

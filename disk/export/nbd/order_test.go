@@ -15,12 +15,12 @@ import (
 func TestOutOfOrder(t *testing.T) {
 	m := newMemory(1 << 20)
 	released := make(chan struct{})
-	m.hook = func(_ context.Context, op string, offset int64) error {
+	m.when(func(_ context.Context, op string, offset int64) error {
 		if offset == 1<<19 {
 			<-released
 		}
 		return nil
-	}
+	})
 	r := enter(t, serve(t, quickMemory{memory: m, missFrom: 1 << 19}, Config{}).path, true)
 	r.request(cmdRead, 0, 1, 1<<19, 4096)
 	r.request(cmdWrite, 0, 2, 1<<19, 512<<10, make([]byte, 512<<10))
@@ -49,11 +49,11 @@ func TestBudget(t *testing.T) {
 	m := newMemory(1 << 20)
 	var waiting atomic.Int32
 	released := make(chan struct{})
-	m.hook = func(context.Context, string, int64) error {
+	m.when(func(context.Context, string, int64) error {
 		waiting.Add(1)
 		<-released
 		return nil
-	}
+	})
 	b := newBudget(3*classes[0], 100)
 	s := serve(t, quickMemory{memory: m, missFrom: 1 << 19}, Config{Budget: b})
 	first, second := enter(t, s.path, true), enter(t, s.path, true)
@@ -96,7 +96,7 @@ func TestStop(t *testing.T) {
 	t.Run("idle, negotiating and busy", func(t *testing.T) {
 		m := newMemory(1 << 20)
 		begun, released := make(chan struct{}), make(chan struct{})
-		m.hook = func(context.Context, string, int64) error { close(begun); <-released; return nil }
+		m.when(func(context.Context, string, int64) error { close(begun); <-released; return nil })
 		s := serve(t, m, Config{Grace: 10 * time.Second})
 		idle, busy, early := enter(t, s.path, true), enter(t, s.path, true), dialRaw(t, s.path)
 		early.hello(3)
@@ -121,7 +121,7 @@ func TestStop(t *testing.T) {
 	t.Run("hanging", func(t *testing.T) {
 		m := newMemory(1 << 20)
 		begun := make(chan struct{})
-		m.hook = func(ctx context.Context, _ string, _ int64) error { close(begun); <-ctx.Done(); return ctx.Err() }
+		m.when(func(ctx context.Context, _ string, _ int64) error { close(begun); <-ctx.Done(); return ctx.Err() })
 		s := serve(t, m, Config{Grace: time.Millisecond})
 		r := enter(t, s.path, true)
 		r.request(cmdRead, 0, 1, 0, 10)
@@ -148,12 +148,12 @@ func TestClientGone(t *testing.T) {
 	m := newMemory(1 << 20)
 	begun := make(chan struct{})
 	ended := make(chan error, 1)
-	m.hook = func(ctx context.Context, _ string, _ int64) error {
+	m.when(func(ctx context.Context, _ string, _ int64) error {
 		close(begun)
 		<-ctx.Done()
 		ended <- ctx.Err()
 		return ctx.Err()
-	}
+	})
 	s := serve(t, m, Config{})
 	r := enter(t, s.path, true)
 	r.request(cmdRead, 0, 1, 0, 10)
