@@ -55,6 +55,11 @@ func TestCommandLine(t *testing.T) {
 			m.Dir = "/a,b=c"
 			m.Disks[0].Device.Path = `/a,b/"},{"driver":"file`
 		}), func() settings { s := tcg; s.runtimeDir = "/a,b=c/qemu"; return s }()},
+		{"backing", with(func(m *hypervisor.Machine) {
+			m.Disks[0].Device.Backing = &device.Device{Kind: device.NBD, Path: "/run/hayloft/0a1b2c3d/7.0", Format: device.Raw, ReadOnly: true}
+			m.Disks[0].Cache = "none"
+			m.Disks[1].Device = device.Device{Kind: device.NBD, Path: "/run/hayloft/0a1b2c3d/7.1", Format: device.Raw, ReadOnly: true}
+		}), tcg},
 		{"microvm", with(func(m *hypervisor.Machine) {
 			m.Boot = hypervisor.Boot{Kernel: "/k", Initrd: "/i", CommandLine: "console=ttyS0 root=/dev/vda"}
 			m.Disks = append(m.Disks[:1], hypervisor.Disk{ID: 1, Target: "vdb", CDROM: true, Device: device.Device{Kind: device.File, Path: "/c"}},
@@ -131,6 +136,15 @@ func TestRefusals(t *testing.T) {
 		{"device kind", with(func(m *hypervisor.Machine) { m.Disks[0].Device.Kind = device.Directory }), on("pc", "tcg")},
 		{"format", with(func(m *hypervisor.Machine) { m.Disks[0].Device.Format = "vmdk" }), on("pc", "tcg")},
 		{"device path", with(func(m *hypervisor.Machine) { m.Disks[0].Device.Path = "json:{}" }), on("pc", "tcg")},
+		{"backing device /b", with(func(m *hypervisor.Machine) {
+			m.Disks[1].Device.Backing = &device.Device{Kind: device.NBD, Path: "/b"}
+		}), on("pc", "tcg")},
+		{"backing device /b", with(func(m *hypervisor.Machine) {
+			m.Disks[0].Device.Backing = &device.Device{Kind: device.File, Path: "/b", Format: device.QCOW2}
+		}), on("pc", "tcg")},
+		{"device path", with(func(m *hypervisor.Machine) {
+			m.Disks[0].Device.Backing = &device.Device{Kind: device.NBD, Path: "b"}
+		}), on("pc", "tcg")},
 		{"raw data", with(func(m *hypervisor.Machine) { m.Raw = `-x "y` }), on("pc", "tcg")},
 	}
 	for _, tt := range tests {

@@ -27,7 +27,7 @@ type Config struct {
 	Accel        string        // kvm or tcg; "" tries kvm with a real guest and falls back to tcg
 	CgroupRoot   string        // root of the machines' control groups, e.g. "hayloft-one"; "" for none
 	TBSizeMB     int           // tcg's translation cache for each machine, MiB; 0 is 32
-	NBDReconnect time.Duration // how long a machine's I/O waits for an NBD server that is away; 0 is 5 minutes
+	NBDReconnect time.Duration // how long a machine's I/O waits for an NBD server that is away, before it fails; 0 is a day
 	StartLimit   time.Duration // bound on Start without Restore; 0 is one minute
 	UID, GID     int           // whom machines without ids of their own run as; 0 is 65534 (nobody). Without root all run as the caller
 	Log          *slog.Logger  // nil is slog.Default()
@@ -47,7 +47,7 @@ func (c *Config) fill() error {
 		c.TBSizeMB = 32
 	}
 	if c.NBDReconnect == 0 {
-		c.NBDReconnect = 5 * time.Minute
+		c.NBDReconnect = 24 * time.Hour
 	}
 	if c.StartLimit == 0 {
 		c.StartLimit = time.Minute

@@ -116,29 +116,21 @@ func (l *line) ideDisk(d hypervisor.Disk, kind string, number int, readOnly bool
 	return nil
 }
 
-// blockNode describes the way from the format down to the bytes (QEMU's BlockdevOptions).
+// blockNode describes the way from the format down to the bytes (QEMU's BlockdevOptions). What lies below an overlay is
+// in its header, unless the device says how it is reached for now: that changes no name of a node.
 func blockNode(d hypervisor.Disk, name string, mode cache, readOnly bool, reconnect time.Duration) (properties, error) {
 	discard := "ignore"
 	if d.Discard {
 		discard = "unmap"
 	}
-	caching := properties{"direct": mode.direct, "no-flush": mode.noFlush}
-	bottom := properties{"read-only": readOnly, "cache": caching, "discard": discard}
 	dev := d.Device
-	if !filepath.IsAbs(dev.Path) || strings.ContainsRune(dev.Path, 0) {
-		return nil, invalid("device path %q: not an absolute path", dev.Path)
+	bottom, err := fileNode(dev, reconnect)
+	if err != nil {
+		return nil, err
 	}
-	switch dev.Kind {
-	case device.File:
-		bottom["driver"], bottom["filename"] = "file", dev.Path
-	case device.Block:
-		bottom["driver"], bottom["filename"] = "host_device", dev.Path
-	case device.NBD:
-		bottom["driver"], bottom["export"] = "nbd", dev.Export
-		bottom["server"] = properties{"type": "unix", "path": dev.Path}
-		bottom["reconnect-delay"] = int(reconnect.Seconds())
-	default:
-		return nil, invalid("device kind %q: a virtual machine cannot use it", dev.Kind)
+	common := func(p properties) properties {
+		p["read-only"], p["cache"], p["discard"] = readOnly, properties{"direct": mode.direct, "no-flush": mode.noFlush}, discard
+		return p
 	}
 	format := dev.Format
 	if format == "" {
@@ -147,7 +139,41 @@ func blockNode(d hypervisor.Disk, name string, mode cache, readOnly bool, reconn
 	if format != device.Raw && format != device.QCOW2 {
 		return nil, invalid("format %q: raw and qcow2 are possible", format)
 	}
-	return properties{"driver": string(format), "node-name": name, "read-only": readOnly, "cache": caching, "discard": discard, "file": bottom}, nil
+	top := common(properties{"driver": string(format), "node-name": name, "file": common(bottom)})
+	if dev.Backing == nil {
+		return top, nil
+	}
+	backing := *dev.Backing
+	if format != device.QCOW2 || backing.Backing != nil || backing.Format != device.Raw && backing.Format != "" {
+		return nil, invalid("backing device %s: only a raw one below a qcow2 file is possible", backing.Path)
+	}
+	below, err := fileNode(backing, reconnect)
+	if err != nil {
+		return nil, err
+	}
+	below["read-only"] = true
+	top["backing"] = properties{"driver": string(device.Raw), "read-only": true, "file": below}
+	return top, nil
+}
+
+// nbdOpenLimit is how long the opening of an NBD export waits for its server to come back.
+const nbdOpenLimit = 30 * time.Second
+
+// fileNode describes how the bytes of a device are reached.
+func fileNode(dev device.Device, reconnect time.Duration) (properties, error) {
+	if !filepath.IsAbs(dev.Path) || strings.ContainsRune(dev.Path, 0) {
+		return nil, invalid("device path %q: not an absolute path", dev.Path)
+	}
+	switch dev.Kind {
+	case device.File:
+		return properties{"driver": "file", "filename": dev.Path}, nil
+	case device.Block:
+		return properties{"driver": "host_device", "filename": dev.Path}, nil
+	case device.NBD:
+		return properties{"driver": "nbd", "export": dev.Export, "server": properties{"type": "unix", "path": dev.Path},
+			"reconnect-delay": int(reconnect.Seconds()), "open-timeout": int(nbdOpenLimit.Seconds())}, nil
+	}
+	return nil, invalid("device kind %q: a virtual machine cannot use it", dev.Kind)
 }
 
 // bootIndex is the place of a device in the boot order, from 1; 0 for none. A kernel given directly comes first.
