@@ -145,26 +145,23 @@ func (v *volume) cached(p []byte, offset int64) (done bool, err error) {
 
 // readThrough reads from the cache, and from the source what is not there.
 func (v *volume) readThrough(ctx context.Context, p []byte, offset int64) error {
-	for {
-		done, err := v.cached(p, offset)
-		if done {
-			return nil
-		}
-		first, last := chunksIn(offset, int64(len(p)))
-		if err != nil {
-			v.local(err)
-			if err := v.forget(ctx, first, last); err != nil {
-				return err
-			}
-		}
-		if again, err := v.readMissing(ctx, p, offset, first, last); err != nil || !again {
+	done, err := v.cached(p, offset)
+	if done {
+		return nil
+	}
+	first, last := chunksIn(offset, int64(len(p)))
+	if err != nil {
+		v.local(err)
+		if err := v.forget(ctx, first, last); err != nil {
 			return err
 		}
 	}
+	return v.readMissing(ctx, p, offset, first, last)
 }
 
-// readMissing fetches what is missing, all of it at once, and fills p. again says that something that was here went.
-func (v *volume) readMissing(ctx context.Context, p []byte, offset, first, last int64) (again bool, err error) {
+// readMissing fetches what is missing, all of it at once, and fills p. What goes while it is read, as in a cache that
+// is smaller than p, is fetched by itself.
+func (v *volume) readMissing(ctx context.Context, p []byte, offset, first, last int64) error {
 	var found []*flight
 	for c := first; c < last; {
 		if v.present.has(c) {
@@ -174,7 +171,7 @@ func (v *volume) readMissing(ctx context.Context, p []byte, offset, first, last 
 		}
 		f, err := v.board(c, last)
 		if err != nil {
-			return false, err
+			return err
 		}
 		v.misses.Add(min(f.last, last) - c)
 		for ; c < min(f.last, last); c++ {
@@ -182,22 +179,32 @@ func (v *volume) readMissing(ctx context.Context, p []byte, offset, first, last 
 		}
 	}
 	for i, f := range found {
-		start, end := v.chunkRange(first + int64(i))
+		c := first + int64(i)
+		start, end := v.chunkRange(c)
 		part := p[max(start-offset, 0):min(end-offset, int64(len(p)))]
 		at := max(start, offset)
 		if f == nil {
-			if done, _ := v.cached(part, at); !done {
-				return true, nil // an error too: the next round deals with it
+			done, err := v.cached(part, at)
+			if done {
+				continue
 			}
-			continue
+			if err != nil {
+				v.local(err)
+				if err := v.forget(ctx, c, c+1); err != nil {
+					return err
+				}
+			}
+			if f, err = v.board(c, c+1); err != nil {
+				return err
+			}
 		}
 		if err := f.wait(ctx); err != nil {
-			return false, err
+			return err
 		}
 		base, _ := v.chunkRange(f.first)
 		copy(part, f.content[at-base:])
 	}
-	return false, nil
+	return nil
 }
 
 func (f *flight) wait(ctx context.Context) error {
