@@ -48,47 +48,50 @@ func setIn(dir string, p packages) Set {
 // filler makes the files of a set in dir; scratch is a directory for whatever it needs on the way.
 type filler func(ctx context.Context, scratch, dir string) error
 
-// cached returns the set of p from the cache. A set's directory appears by a rename when all of it is on disk,
-// so a directory that is there is complete.
+// cached returns the set of p from the cache.
 func cached(ctx context.Context, o Options, p packages, fill filler) (Set, error) {
 	name, err := key(p)
 	if err != nil {
 		return Set{}, err
 	}
-	final := filepath.Join(o.Dir, name)
+	final, err := kept(ctx, o.Dir, name, fill)
+	return setIn(final, p), err
+}
+
+// kept returns the directory of that name in the cache, filled once. It appears by a rename when all of it is on
+// disk, so a directory that is there is complete.
+func kept(ctx context.Context, cache, name string, fill filler) (string, error) {
+	final := filepath.Join(cache, name)
 	if _, err := os.Stat(final); err == nil {
-		return setIn(final, p), nil
+		return final, nil
 	}
-	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
-		return Set{}, fmt.Errorf("cache directory: %w", err)
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return "", fmt.Errorf("cache directory: %w", err)
 	}
-	unlock, err := lock(ctx, filepath.Join(o.Dir, ".lock"))
+	unlock, err := lock(ctx, filepath.Join(cache, ".lock"))
 	if err != nil {
-		return Set{}, err
+		return "", err
 	}
 	defer unlock()
 	if _, err := os.Stat(final); err == nil {
-		return setIn(final, p), nil
+		return final, nil
 	}
-	if err := removeLeftovers(o.Dir); err != nil {
-		return Set{}, err
+	if err := removeLeftovers(cache); err != nil {
+		return "", err
 	}
-	scratch, err := os.MkdirTemp(o.Dir, leftover)
+	scratch, err := os.MkdirTemp(cache, leftover)
 	if err != nil {
-		return Set{}, err
+		return "", err
 	}
 	defer os.RemoveAll(scratch)
 	fresh := filepath.Join(scratch, "set")
 	if err := os.Mkdir(fresh, 0o755); err != nil {
-		return Set{}, err
+		return "", err
 	}
 	if err := fill(ctx, scratch, fresh); err != nil {
-		return Set{}, err
+		return "", err
 	}
-	if err := publish(fresh, final); err != nil {
-		return Set{}, err
-	}
-	return setIn(final, p), nil
+	return final, publish(fresh, final)
 }
 
 const leftover = ".building-"

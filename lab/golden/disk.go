@@ -21,7 +21,6 @@ const (
 	fatSize   = 31 * mebibyte
 	rootStart = fatStart + fatSize
 	rootSize  = 64 * mebibyte
-	diskSize  = rootStart + rootSize
 )
 
 const (
@@ -41,57 +40,82 @@ const (
 	debugfs = "/sbin/debugfs"
 )
 
+// layout is where the two partitions of an image are, in bytes.
+type layout struct {
+	id                                     uint32
+	fatStart, fatSize, rootStart, rootSize int64
+}
+
+var tinyLayout = layout{diskID, fatStart, fatSize, rootStart, rootSize}
+
 // makeMBR is the first sector: boot code and two partitions, the first of them active.
-func makeMBR(code []byte) ([]byte, error) {
+func makeMBR(code []byte, l layout) ([]byte, error) {
 	if len(code) > bootCode {
 		return nil, fmt.Errorf("boot code has %d bytes, at most %d fit", len(code), bootCode)
 	}
 	mbr := make([]byte, sector)
 	copy(mbr, code)
-	binary.LittleEndian.PutUint32(mbr[440:], diskID)
-	partition := func(slot int, status, kind byte, start, size uint32) {
+	binary.LittleEndian.PutUint32(mbr[440:], l.id)
+	partition := func(slot int, status, kind byte, start, size int64) {
 		p := mbr[446+16*slot:]
 		p[0], p[4] = status, kind
 		copy(p[1:4], []byte{0xfe, 0xff, 0xff}) // beyond what cylinders can say: use the sector numbers
 		copy(p[5:8], []byte{0xfe, 0xff, 0xff})
-		binary.LittleEndian.PutUint32(p[8:], start/sector)
-		binary.LittleEndian.PutUint32(p[12:], size/sector)
+		binary.LittleEndian.PutUint32(p[8:], uint32(start/sector))
+		binary.LittleEndian.PutUint32(p[12:], uint32(size/sector))
 	}
-	partition(0, 0x80, typeFAT16LBA, fatStart, fatSize)
-	partition(1, 0, typeLinux, rootStart, rootSize)
+	partition(0, 0x80, typeFAT16LBA, l.fatStart, l.fatSize)
+	partition(1, 0, typeLinux, l.rootStart, l.rootSize)
 	mbr[510], mbr[511] = 0x55, 0xaa
 	return mbr, nil
 }
 
-// makeDisk writes the whole-disk image. Programs work at offsets inside the file: no loop device, no root.
+// makeDisk writes the whole-disk image of tiny.
 func makeDisk(ctx context.Context, run command.Runner, scratch, image, kernel, initrd string, root *tree) error {
+	err := makeBoot(ctx, run, scratch, image, bootPartition{layout: tinyLayout, kernel: kernel, initrd: initrd, cmdline: CmdlinePC, cluster: 16})
+	if err != nil {
+		return err
+	}
+	return makeRoot(ctx, run, scratch, image, root)
+}
+
+// bootPartition is what a boot loader loads.
+type bootPartition struct {
+	layout
+	kernel, initrd, cmdline string
+	cluster                 int // sectors
+}
+
+// makeBoot writes an image with its first partition; the second is empty. Programs work at offsets inside the
+// file: no loop device, no root.
+func makeBoot(ctx context.Context, run command.Runner, scratch, image string, b bootPartition) error {
 	code, err := os.ReadFile(mbrFile)
 	if err != nil {
 		return fmt.Errorf("boot code: %w", err)
 	}
-	mbr, err := makeMBR(code)
+	mbr, err := makeMBR(code, b.layout)
 	if err != nil {
 		return err
 	}
 	if err := os.WriteFile(image, mbr, 0o644); err != nil {
 		return err
 	}
-	if err := os.Truncate(image, diskSize); err != nil {
+	if err := os.Truncate(image, b.rootStart+b.rootSize); err != nil {
 		return err
 	}
 	config := filepath.Join(scratch, "syslinux.cfg")
-	text := "DEFAULT tiny\nPROMPT 0\nLABEL tiny\n  LINUX /vmlinuz\n  INITRD /initrd\n  APPEND " + CmdlinePC + "\n"
+	text := "DEFAULT linux\nPROMPT 0\nLABEL linux\n  LINUX /vmlinuz\n  INITRD /initrd\n  APPEND " + b.cmdline + "\n"
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return err
 	}
-	fat := fmt.Sprintf("%s@@%d", image, fatStart)
+	fat := fmt.Sprintf("%s@@%d", image, b.fatStart)
 	steps := []command.Cmd{
-		{Name: "mformat", Args: []string{"-i", fat, "-T", strconv.Itoa(fatSize / sector), "-h", "64", "-s", "32",
-			"-H", strconv.Itoa(fatStart / sector), "-c", "16", "-N", "74696e79", "-v", "BOOT", "::"}},
-		{Name: "mcopy", Args: []string{"-i", fat, kernel, "::vmlinuz"}},
-		{Name: "mcopy", Args: []string{"-i", fat, initrd, "::initrd"}},
+		{Name: "mformat", Args: []string{"-i", fat, "-T", strconv.FormatInt(b.fatSize/sector, 10), "-h", "64", "-s", "32",
+			"-H", strconv.FormatInt(b.fatStart/sector, 10), "-c", strconv.Itoa(b.cluster), "-N", "74696e79", "-v", "BOOT", "::"}},
+		{Name: "mcopy", Args: []string{"-i", fat, b.kernel, "::vmlinuz"}},
+		{Name: "mcopy", Args: []string{"-i", fat, b.initrd, "::initrd"}},
 		{Name: "mcopy", Args: []string{"-i", fat, config, "::syslinux.cfg"}},
-		{Name: "syslinux", Args: []string{"--offset", strconv.Itoa(fatStart), "--install", image}},
+		{Name: "syslinux", Args: []string{"--offset", strconv.FormatInt(b.fatStart, 10), "--install", image}},
 	}
 	for _, step := range steps {
 		step.Env = []string{"MTOOLS_SKIP_CHECK=1", "SOURCE_DATE_EPOCH=" + strconv.FormatInt(epoch.Unix(), 10)}
@@ -99,7 +123,7 @@ func makeDisk(ctx context.Context, run command.Runner, scratch, image, kernel, i
 			return fmt.Errorf("boot partition: %w", err)
 		}
 	}
-	return makeRoot(ctx, run, scratch, image, root)
+	return nil
 }
 
 // makeRoot puts the ext4 file system with the tree's files into the image.

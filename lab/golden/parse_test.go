@@ -80,7 +80,7 @@ func TestClosureListsNearestFirst(t *testing.T) {
 }
 
 func TestMBR(t *testing.T) {
-	mbr, err := makeMBR([]byte("code"))
+	mbr, err := makeMBR([]byte("code"), tinyLayout)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,10 +91,10 @@ func TestMBR(t *testing.T) {
 		p := mbr[446+16*slot:]
 		return int64(binary.LittleEndian.Uint32(p[8:])+binary.LittleEndian.Uint32(p[12:])) * sector
 	}
-	if end(0) != rootStart || end(1) != diskSize {
-		t.Errorf("partitions end at %d and %d, want %d and %d", end(0), end(1), rootStart, diskSize)
+	if end(0) != rootStart || end(1) != int64(rootStart+rootSize) {
+		t.Errorf("partitions end at %d and %d, want %d and %d", end(0), end(1), rootStart, int64(rootStart+rootSize))
 	}
-	if _, err := makeMBR(make([]byte, bootCode+1)); err == nil {
+	if _, err := makeMBR(make([]byte, bootCode+1), tinyLayout); err == nil {
 		t.Error("boot code over the partition table was taken")
 	}
 }

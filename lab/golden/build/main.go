@@ -15,15 +15,25 @@ import (
 
 func main() {
 	dir := flag.String("dir", "", "cache directory (default $HAYLOFT_CACHE or hayloft/golden in the user's cache directory)")
+	debian := flag.Bool("debian", false, "make the image debian, and nothing else: as root, by debootstrap")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	set, err := golden.Build(ctx, golden.Options{Dir: *dir, Log: func(line string) { fmt.Fprintln(os.Stderr, line) }})
+	paths, err := build(ctx, golden.Options{Dir: *dir, Log: func(line string) { fmt.Fprintln(os.Stderr, line) }}, *debian)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "golden:", err)
 		os.Exit(fault.ClassOf(err).ExitStatus())
 	}
-	for _, path := range []string{set.Disk, set.Kernel, set.Initrd, set.Tar, set.TarZst, set.Squashfs} {
+	for _, path := range paths {
 		fmt.Println(path)
 	}
+}
+
+func build(ctx context.Context, o golden.Options, debian bool) ([]string, error) {
+	if debian {
+		path, err := golden.BuildDebian(ctx, o)
+		return []string{path}, err
+	}
+	set, err := golden.Build(ctx, o)
+	return []string{set.Disk, set.Kernel, set.Initrd, set.Tar, set.TarZst, set.Squashfs}, err
 }
