@@ -97,8 +97,10 @@ func (l *backlog) record(ctx context.Context, r record, c change) error {
 // past waits until the log is empty. If it still does not take the record then, the source does. With done false
 // somebody else found the log well again.
 func (l *backlog) past(ctx context.Context, r record, c change) (done bool, err error) {
-	l.direct.Lock()
-	defer l.direct.Unlock()
+	if err := l.direct.take(ctx); err != nil {
+		return false, err
+	}
+	defer l.direct.give()
 	if err := l.drained(ctx, nil); err != nil {
 		return false, err
 	}
@@ -208,8 +210,10 @@ func (l *backlog) flush(ctx context.Context) error {
 
 // mark has the source say that it lacks writes, before the first is acknowledged.
 func (l *backlog) mark(ctx context.Context) error {
-	l.marking.Lock()
-	defer l.marking.Unlock()
+	if err := l.marking.take(ctx); err != nil {
+		return err
+	}
+	defer l.marking.give()
 	l.mu.Lock()
 	marked := l.marked
 	l.mu.Unlock()
@@ -241,8 +245,10 @@ func (l *backlog) settle(ctx context.Context, report func(done, total int64)) er
 	if err := l.drained(ctx, report); err != nil {
 		return err
 	}
-	l.marking.Lock()
-	defer l.marking.Unlock()
+	if err := l.marking.take(ctx); err != nil {
+		return err
+	}
+	defer l.marking.give()
 	l.mu.Lock()
 	if l.fenced != nil || l.head != l.tail {
 		defer l.mu.Unlock()

@@ -22,8 +22,10 @@ const (
 // settle copies back what changed. A batch's chunks lose their digests durably before the source is changed, and
 // get new ones when it has synced them: done again after a crash, whatever was written meanwhile is written again.
 func (o *offline) settle(ctx context.Context, report func(done, total int64)) error {
-	o.settles.Lock()
-	defer o.settles.Unlock()
+	if err := o.settles.take(ctx); err != nil {
+		return err
+	}
+	defer o.settles.give()
 	if !o.ready.Load() {
 		return nil
 	}
@@ -47,8 +49,10 @@ func (o *offline) settle(ctx context.Context, report func(done, total int64)) er
 
 // unmark clears the source's mark, unless there is something new again.
 func (o *offline) unmark(ctx context.Context) error {
-	o.marking.Lock()
-	defer o.marking.Unlock()
+	if err := o.marking.take(ctx); err != nil {
+		return err
+	}
+	defer o.marking.give()
 	o.gate.Lock()
 	if o.dirty.count.Load() > 0 {
 		o.gate.Unlock()
@@ -75,14 +79,6 @@ func (o *offline) copyBack(ctx context.Context, report func(done, total int64)) 
 	if err := o.mark(ctx); err != nil {
 		return err
 	}
-	if !o.v.stateMarked() {
-		// The first write did not wait for the mark; the source is not changed without it.
-		err := o.v.patient(ctx, func() error { return o.v.remote.Undrained(ctx, true) })
-		if err != nil {
-			return fmt.Errorf("mark: %w", err)
-		}
-		o.v.setMarked(true)
-	}
 	o.watch(true)
 	defer o.watch(false)
 	// What is copied must not be lost here afterwards: its digest would say that the source has something else.
@@ -102,12 +98,6 @@ func (o *offline) copyBack(ctx context.Context, report func(done, total int64)) 
 		report(done, total)
 	}
 	return nil
-}
-
-func (v *volume) stateMarked() bool {
-	v.stateMu.Lock()
-	defer v.stateMu.Unlock()
-	return v.state.Marked
 }
 
 // watch begins or ends noting what changes.

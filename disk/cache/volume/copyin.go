@@ -21,8 +21,10 @@ const (
 
 // load copies in what is not here. A window is durable with its digests before the state says so.
 func (o *offline) load(ctx context.Context, report func(done, total int64)) error {
-	o.loading.Lock()
-	defer o.loading.Unlock()
+	if err := o.loading.take(ctx); err != nil {
+		return err
+	}
+	defer o.loading.give()
 	v := o.v
 	if o.ready.Load() {
 		report(v.size, v.size)

@@ -6,13 +6,15 @@ import "sync"
 type groupSync struct {
 	mu   sync.Mutex
 	next *syncRound // that has not begun
-	turn sync.Mutex // one at a time
+	turn turn       // one at a time
 }
 
 type syncRound struct {
 	done chan struct{}
 	err  error
 }
+
+func newGroupSync() groupSync { return groupSync{turn: newTurn()} }
 
 func (s *groupSync) do(sync func() error) error {
 	s.mu.Lock()
@@ -26,8 +28,8 @@ func (s *groupSync) do(sync func() error) error {
 	s.next = r
 	s.mu.Unlock()
 
-	s.turn.Lock()
-	defer s.turn.Unlock()
+	s.turn <- struct{}{}
+	defer s.turn.give()
 	s.mu.Lock()
 	s.next = nil
 	s.mu.Unlock()

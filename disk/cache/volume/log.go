@@ -45,8 +45,8 @@ type backlog struct {
 	tailNow atomic.Uint64 // tail, for readers
 
 	syncs   groupSync
-	marking sync.Mutex // who changes the mark
-	direct  sync.Mutex // who writes past the log
+	marking turn // who changes the mark
+	direct  turn // who writes past the log
 
 	started bool
 	kick    chan struct{} // wakes the drain

@@ -6,7 +6,6 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/cache"
@@ -29,15 +28,14 @@ type offline struct {
 	settling bool
 	changed  []atomic.Uint64
 
-	loading, settles sync.Mutex
+	loading, settles, marking turn
 
-	marking sync.Mutex
-	marked  atomic.Bool // the source's mark is set, or somebody sees to it
-	fenced  atomic.Pointer[error]
+	marked atomic.Bool // the source's mark is set, or somebody sees to it
+	fenced atomic.Pointer[error]
 }
 
 func openOffline(v *volume, u *undo.Stack) (*offline, error) {
-	o := &offline{v: v}
+	o := &offline{v: v, syncs: newGroupSync(), loading: newTurn(), settles: newTurn(), marking: newTurn()}
 	file, _, err := openOrCreate(v.dir, dirtyFile, u)
 	if err != nil {
 		return nil, err
@@ -163,32 +161,21 @@ func (o *offline) flush(context.Context) error {
 	})
 }
 
-// markPatience is for how long the first write waits for a repository that may well be gone: that is what this mode
-// is for. The owner's name stands there anyhow; that there are writes is said as soon as it answers.
-const markPatience = 3 * time.Second
-
+// mark has the source say that this host has writes which the source has not. After Load it is set, so that nothing
+// needs the repository any more until Settle has cleared it.
 func (o *offline) mark(ctx context.Context) error {
-	o.marking.Lock()
-	defer o.marking.Unlock()
+	if err := o.marking.take(ctx); err != nil {
+		return err
+	}
+	defer o.marking.give()
 	if o.marked.Load() {
 		return nil
 	}
-	bounded, cancel := context.WithTimeout(ctx, markPatience)
-	defer cancel()
-	err := o.v.remote.Undrained(bounded, true)
-	switch {
-	case err == nil:
-		o.v.setMarked(true)
-	case ctx.Err() != nil:
-		return fault.As(fault.Unavailable, ctx.Err())
-	case fault.Is(err, fault.Unavailable) && o.v.enter():
-		o.v.log.Warn("volume is written to while its repository is away", "volume", o.v.name, "error", err)
-		go func() {
-			defer o.v.leave()
-			o.markLater()
-		}()
-	default:
+	if err := o.v.patient(ctx, func() error { return o.v.remote.Undrained(ctx, true) }); err != nil {
 		o.fence(err)
+		return fmt.Errorf("mark: %w", err)
+	}
+	if err := o.v.changeState(func(s *state) { s.Marked = true }); err != nil {
 		return err
 	}
 	o.marked.Store(true)
@@ -199,31 +186,6 @@ func (o *offline) fence(err error) {
 	if fault.Is(err, fault.Busy) {
 		o.fenced.CompareAndSwap(nil, &err)
 	}
-}
-
-// markLater goes on trying until the mark is set, or is not needed any more.
-func (o *offline) markLater() {
-	for sleep(o.v.life, lastPause) == nil {
-		o.marking.Lock()
-		err := error(nil)
-		if o.marked.Load() {
-			if err = o.v.remote.Undrained(o.v.life, true); err == nil {
-				o.v.setMarked(true)
-			}
-		}
-		o.marking.Unlock()
-		if !fault.Is(err, fault.Unavailable) {
-			o.fence(err)
-			return
-		}
-	}
-}
-
-// setMarked remembers that the source carries the mark; when that is forgotten it is set once more.
-func (v *volume) setMarked(yes bool) {
-	v.stateMu.Lock()
-	defer v.stateMu.Unlock()
-	v.state.Marked = yes
 }
 
 func (o *offline) status(s *cache.VolumeStatus) {

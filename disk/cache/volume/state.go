@@ -40,7 +40,7 @@ type state struct {
 	// bits count.
 	Loaded   int64 `json:"loaded,omitempty"`
 	Complete bool  `json:"complete,omitempty"`
-	// Marked: the source carries the mark of undrained writes. When it is false that is not known.
+	// Marked: the source carries the mark of undrained writes. When it is false that is not known (OFFLINE).
 	Marked bool `json:"marked,omitempty"`
 }
 
