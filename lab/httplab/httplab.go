@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -39,6 +40,9 @@ type Config struct {
 	HTTP2 bool
 	// Listen is the address; "": a free port of 127.0.0.1.
 	Listen string
+	// Also makes a further listener on the address that Listen came to, elsewhere: in another network namespace. It
+	// shares the rate. May be nil.
+	Also func(address string) (net.Listener, error)
 }
 
 // Server runs until Close.
@@ -47,7 +51,7 @@ type Server struct {
 	CAFile string // the certificate in PEM; "" without one
 
 	server   *http.Server
-	done     chan struct{}
+	serving  sync.WaitGroup
 	bodies   atomic.Int64
 	wire     atomic.Int64
 	requests atomic.Int64
@@ -66,15 +70,25 @@ func Start(c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("httplab: %w", err)
 	}
-	s := &Server{URL: "http://" + inner.Addr().String(), done: make(chan struct{})}
+	s := &Server{URL: "http://" + inner.Addr().String()}
 	s.server = &http.Server{Handler: s.handler(c), ErrorLog: log.New(discard{}, "", 0)}
-	var l net.Listener = &listener{Listener: inner, bucket: newBucket(c.Rate), wire: &s.wire}
+	inners := []net.Listener{inner}
+	if c.Also != nil {
+		other, err := c.Also(inner.Addr().String())
+		if err != nil {
+			inner.Close()
+			return nil, fmt.Errorf("httplab: %w", err)
+		}
+		inners = append(inners, other)
+	}
 	if c.CertDir != "" {
 		s.URL = "https://" + inner.Addr().String()
 		s.CAFile = filepath.Join(c.CertDir, "ca.pem")
 		certificate, err := selfSigned(s.CAFile)
 		if err != nil {
-			inner.Close()
+			for _, l := range inners {
+				l.Close()
+			}
 			return nil, fmt.Errorf("httplab: %w", err)
 		}
 		s.server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
@@ -82,14 +96,17 @@ func Start(c Config) (*Server, error) {
 		s.server.Protocols.SetHTTP1(true)
 		s.server.Protocols.SetHTTP2(c.HTTP2)
 	}
-	go func() {
-		defer close(s.done)
-		if c.CertDir != "" {
-			s.server.ServeTLS(l, "", "")
-		} else {
-			s.server.Serve(l)
-		}
-	}()
+	shared := newBucket(c.Rate)
+	for _, inner := range inners {
+		l := &listener{Listener: inner, bucket: shared, wire: &s.wire}
+		s.serving.Go(func() {
+			if c.CertDir != "" {
+				s.server.ServeTLS(l, "", "")
+			} else {
+				s.server.Serve(l)
+			}
+		})
+	}
 	return s, nil
 }
 
@@ -105,7 +122,7 @@ func (s *Server) Requests() int64 { return s.requests.Load() }
 // Close ends all connections and waits for the listener.
 func (s *Server) Close() error {
 	err := s.server.Close()
-	<-s.done
+	s.serving.Wait()
 	return err
 }
 
