@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -103,11 +102,8 @@ func scratchOf(w Writer) string {
 // store lets fill write object name, and puts its chunk index beside it. The index comes first: whoever sees the
 // object finds its index. The name is held meanwhile, so an index without object is one that a crash left.
 func store(ctx context.Context, to Target, name string, fill func(Writer) (*Index, Info, error)) (Info, error) {
-	if err := CheckName(name); err != nil {
+	if err := CheckImageName(name); err != nil {
 		return Info{}, err
-	}
-	if strings.HasSuffix(name, IndexSuffix) {
-		return Info{}, fault.Errorf(fault.Invalid, "object name %q: %s is for chunk indexes", name, IndexSuffix)
 	}
 	w, err := to.Create(ctx, name)
 	if err != nil {

@@ -176,3 +176,12 @@ func TestCheckName(t *testing.T) {
 		}
 	}
 }
+
+func TestCheckImageName(t *testing.T) {
+	for name, good := range map[string]bool{"tiny": true, "tiny.img": true, "profile": true, "tiny.idx": false,
+		"tiny.profile": false, "a/b": false, ".profile": false} {
+		if err := CheckImageName(name); (err == nil) != good || err != nil && !fault.Is(err, fault.Invalid) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}

@@ -32,3 +32,13 @@ func CheckName(name string) error {
 	}
 	return nil
 }
+
+// CheckImageName is CheckName for the object of an image: it also refuses the names of what is kept beside one.
+func CheckImageName(name string) error {
+	for suffix, what := range map[string]string{IndexSuffix: "chunk indexes", ProfileSuffix: "boot profiles"} {
+		if strings.HasSuffix(name, suffix) {
+			return fault.Errorf(fault.Invalid, "object name %q: %s is for %s", name, suffix, what)
+		}
+	}
+	return CheckName(name)
+}
