@@ -77,6 +77,10 @@ func (b *base) openComplete() (bool, error) {
 	default:
 		return false, err
 	}
+	// Whoever made the mark may have died before it was durable, and from now on it counts.
+	if err := b.dir.Sync(); err != nil {
+		return false, errors.Join(err, b.data.Close())
+	}
 	for w := range b.here {
 		b.here[w].Store(^uint64(0))
 	}
