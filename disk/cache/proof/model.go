@@ -99,9 +99,8 @@ type Model struct {
 	// by sector, which changes touch it, in order of their starts, after the image
 	touched [][]*change
 	flushes []interval // that were acknowledged
-	// uncertain is the last power cut of a repository that alone has what was written: since then anything that
-	// was not durable may be seen or not.
-	uncertain int64
+	// uncertain: the repository that alone has what was written lost power. What was not durable may be seen or not.
+	uncertain bool
 }
 
 // NewModel is of a disk with these bytes, which are durable.
@@ -155,9 +154,9 @@ func (m *Model) doubt() {
 	}
 }
 
-// found is what the disk holds after a recovery: from now on it holds that.
-func (m *Model) found(disk []byte) {
-	c := m.begin(&change{length: m.size, bytes: disk, found: true})
+// found is what the disk holds after a recovery: from now on it holds that. With doubt no flush makes it durable.
+func (m *Model) found(disk []byte, doubt bool) {
+	c := m.begin(&change{length: m.size, bytes: disk, found: true, doubted: doubt})
 	m.end(c, true, false)
 }
 
@@ -185,7 +184,7 @@ func (m *Model) reading(start int64) rule {
 		what: "a read",
 		may:  func(*change) bool { return true },
 		covers: func(c *change) bool {
-			return c.ok && c.end < start && (c.durable != never || c.end > m.uncertain)
+			return c.ok && c.end < start && (c.durable != never || !m.uncertain)
 		},
 	}
 }

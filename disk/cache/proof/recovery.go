@@ -99,7 +99,7 @@ func (s *volumeScenario) found() {
 	}
 	s.mu.Lock()
 	err = s.model.check(disk, 0, s.boundAfter)
-	s.model.found(disk)
+	s.model.found(disk, s.direct() && s.shaken)
 	s.pinned = true
 	s.mu.Unlock()
 	if err != nil {

@@ -101,6 +101,9 @@ func (s *volumeScenario) down() bool { return s.disk.Crashed().Err() != nil }
 // open the volume, loaded and checked; false when the host crashed or a promise is broken.
 func (s *volumeScenario) open(again bool) bool {
 	s.local, s.lenient = false, s.doubt
+	if s.shaken { // a new handle is not told of what an old one wrote in vain
+		s.model.doubt()
+	}
 	volume, err := s.subject.Volume(context.Background(), cache.VolumeConfig{
 		Name: fmt.Sprintf("machine %d disk 0", s.seed), Dir: s.disk.Dir(), Source: s.source.Open(s.disk), Size: s.size, Mode: s.mode,
 		Capacity: s.capacity, Boot: fmt.Sprint("boot-", s.boot), Patience: patience, Log: slog.New(slog.DiscardHandler),
@@ -191,7 +194,7 @@ func (s *volumeScenario) upset() {
 		s.shaken = true
 		s.mu.Lock()
 		if s.direct() {
-			s.model.uncertain = s.model.tick()
+			s.model.uncertain = true
 		}
 		s.mu.Unlock()
 	case 5:
