@@ -83,13 +83,14 @@ func (r *reader) readAhead(offset int64, length int, missed bool) {
 	from, to := r.streams.next(offset, int64(length), r.base.size, 1<<r.base.shift, most, missed)
 	r.streams.mu.Unlock()
 	if from < to {
-		r.base.readAhead(int(from>>r.base.shift), int((to-1)>>r.base.shift))
+		// The chunk that this read ends in comes with the read.
+		r.base.readAhead(int((from-1)>>r.base.shift)+1, int((to-1)>>r.base.shift))
 	}
 }
 
 // readAhead brings chunks from first to last in a goroutine of its own, unless enough of these are at work.
 func (b *base) readAhead(first, last int) {
-	if b.here.all(first, last) {
+	if first > last || b.here.all(first, last) {
 		return
 	}
 	b.mu.Lock()

@@ -34,7 +34,10 @@ type Degrading interface {
 	Degraded() error
 }
 
-const defaultPatience = 10 * time.Minute
+const (
+	defaultPatience = 10 * time.Minute
+	maxStall        = 2 * time.Minute // for what takes no less than a read of maxRun
+)
 
 type base struct {
 	name     string
@@ -65,6 +68,7 @@ type base struct {
 	// Eviction. kept is the part of the capacity that is taken. gen grows after chunks were taken out of here and
 	// before they are punched; punching keeps a punch and reads apart.
 	kept     atomic.Int64
+	stored   bitmap // here, without those of zeros
 	used     bitmap // again after they came, since the hand last passed
 	hand     int    // protected by mu
 	gen      atomic.Uint64
@@ -76,6 +80,7 @@ type base struct {
 	closed  bool
 
 	gate   *gate
+	away   atomic.Bool // the repository is known to be unavailable
 	source source
 	kinOf  func() kin
 
@@ -113,7 +118,7 @@ func Open(ctx context.Context, c cache.BaseConfig) (cache.Base, error) {
 		b.patience = defaultPatience
 	}
 	b.ctx, b.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	b.source = source{ctx: b.ctx, open: c.Open, stall: b.patience}
+	b.source = source{ctx: b.ctx, open: c.Open, stall: min(b.patience, maxStall)}
 	b.kinOf = sync.OnceValue(func() kin { return newKin(b.ctx, b.index, c.Donors) })
 	b.here = newBitmap(b.chunks)
 	if err := b.openFiles(ctx); err != nil {
@@ -122,6 +127,12 @@ func Open(ctx context.Context, c cache.BaseConfig) (cache.Base, error) {
 	}
 	if d, ok := b.data.(storage.Descriptor); ok {
 		b.fd, b.hasFD = d.Fd(), true
+	}
+	for b.kept.Load() > b.capacity && b.capacity > 0 { // it was larger before
+		if err := b.evict(0); err != nil {
+			b.degrade("evict", err)
+			break
+		}
 	}
 	b.work.Add(1)
 	go b.flusher()

@@ -22,6 +22,7 @@ func (b *base) evict(n int64) error {
 		for _, f := range flights {
 			for i := f.first; i < f.first+f.count; i++ {
 				_, length := b.index.Range(i)
+				b.stored.set(i)
 				b.here.set(i)
 				b.bytes.Add(int64(length))
 			}
@@ -44,15 +45,17 @@ func (b *base) evict(n int64) error {
 func (b *base) choose(n int64) (flights []*flight, bytes int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for left := 2 * b.chunks; left > 0 && bytes < n; left-- {
+	step := 1
+	for left := 2 * b.chunks; left > 0 && bytes < n; left -= step {
 		i := b.hand
-		b.hand = (b.hand + 1) % b.chunks
-		if !b.here.has(i) || b.flights[i] != nil || b.index.IsZero(i) || b.used.clear(i) {
+		if step = 1; i&63 == 0 && b.stored[i>>6].Load() == 0 {
+			step = min(64, b.chunks-i)
+		}
+		b.hand = (b.hand + step) % b.chunks
+		if !b.stored.has(i) || b.flights[i] != nil || b.used.clear(i) || !b.here.clear(i) {
 			continue
 		}
-		if !b.here.clear(i) {
-			continue
-		}
+		b.stored.clear(i)
 		_, length := b.index.Range(i)
 		b.bytes.Add(-int64(length))
 		bytes += int64(length)

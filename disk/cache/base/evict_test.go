@@ -129,3 +129,17 @@ func TestEvictionThatCannotBeWrittenDownKeepsTheData(t *testing.T) {
 		t.Fatal("it does not say so")
 	}
 }
+
+func TestALargerCacheShrinksWhenItIsOpened(t *testing.T) {
+	b := newBench(t, content(strings.Repeat("d", 200), 0))
+	o := b.open(func(c *cache.BaseConfig) { c.Capacity = 150 * chunk })
+	b.check(o.Reader(nil), 0, 140*chunk)
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	o = b.open(func(c *cache.BaseConfig) { c.Capacity = 30 * chunk })
+	if s, used := o.Status(), b.disk.Used(); s.Present > 30*chunk || s.Present == 0 || used > 30*chunk+2048 {
+		t.Fatalf("%d bytes on the disk, status %+v", used, s)
+	}
+	b.check(o.Reader(nil), 0, len(b.data))
+}

@@ -209,13 +209,12 @@ func (b *base) keep(f *flight, i, n int) {
 // waits, again and again.
 func (b *base) fetchPatiently(f *flight, i, n int) error {
 	offset, _ := b.index.Range(i)
-	failed := false
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		p := b.part(f, i, n)
 		read, broken, err := b.source.read(p, offset)
 		b.fetched.Add(int64(read))
 		if err == nil {
-			if failed {
+			if b.away.Load() && b.away.CompareAndSwap(true, false) {
 				b.log.Info("repository answers again", "image", b.name)
 			}
 			return nil
@@ -226,8 +225,7 @@ func (b *base) fetchPatiently(f *flight, i, n int) error {
 		if b.ctx.Err() != nil || !fault.Is(err, fault.Unavailable) {
 			return err
 		}
-		if !failed {
-			failed = true
+		if b.away.CompareAndSwap(false, true) {
 			b.log.Warn("repository is unavailable", "image", b.name, "error", err)
 		}
 		left := time.Until(f.since.Add(b.patience))

@@ -48,8 +48,8 @@ func (g *gate) open(c class) bool {
 
 // enter waits until a fetch of class c may start.
 func (g *gate) enter(ctx context.Context, c class) error {
-	if err := ctx.Err(); err != nil {
-		return err
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -64,7 +64,7 @@ func (g *gate) enter(ctx context.Context, c class) error {
 			g.mu.Lock()
 			g.waiting[c]--
 			g.wake()
-			return ctx.Err()
+			return context.Cause(ctx)
 		}
 	}
 	g.waiting[c]--

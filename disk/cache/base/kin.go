@@ -40,8 +40,11 @@ type kin struct {
 	donors []relative
 }
 
+// relative is a donor without its index.
 type relative struct {
-	cache.Donor
+	open  func() (storage.File, error)
+	has   func(chunk int) bool
+	size  int64
 	pairs pairs
 }
 
@@ -52,10 +55,11 @@ func newKin(ctx context.Context, x *image.Index, donors []cache.Donor) kin {
 	if int64(x.Chunks()) > math.MaxUint32 {
 		return k
 	}
-	k.donors = make([]relative, 0, len(donors))
+	var usable []cache.Donor
 	for _, d := range donors {
 		if d.Index != nil && d.Open != nil && d.Has != nil && d.Index.ChunkSize() == x.ChunkSize() && int64(d.Index.Chunks()) <= math.MaxUint32 {
-			k.donors = append(k.donors, relative{Donor: d})
+			usable = append(usable, d)
+			k.donors = append(k.donors, relative{open: d.Open, has: d.Has, size: d.Index.Length()})
 		}
 	}
 	left := maxPairs
@@ -72,11 +76,11 @@ func newKin(ctx context.Context, x *image.Index, donors []cache.Donor) kin {
 				left--
 			}
 		}
-		for d := range k.donors {
+		for d, donor := range usable {
 			r := &k.donors[d]
 			from := len(r.pairs)
-			for j := 0; j < r.Index.Chunks() && left > 0 && ctx.Err() == nil; j++ {
-				if i, ok := w.find(r.Index.Chunk(j)); ok {
+			for j := 0; j < donor.Index.Chunks() && left > 0 && ctx.Err() == nil; j++ {
+				if i, ok := w.find(donor.Index.Chunk(j)); ok {
 					r.pairs = append(r.pairs, pair{uint32(i), uint32(j)})
 					left--
 				}
@@ -85,7 +89,7 @@ func newKin(ctx context.Context, x *image.Index, donors []cache.Donor) kin {
 			r.pairs = slices.CompactFunc(r.pairs, func(a, b pair) bool { return a.own == b.own })
 		}
 	}
-	k.twins = slices.Clip(k.twins)
+	k.donors = slices.DeleteFunc(k.donors, func(r relative) bool { return len(r.pairs) == 0 })
 	return k
 }
 
@@ -132,7 +136,7 @@ func (b *base) inherit(i int, p []byte) (ok, kept bool) {
 	for d := range b.kin().donors {
 		r := &b.kin().donors[d]
 		j, found := r.pairs.find(i)
-		if !found || !r.Has(j) {
+		if !found || !r.has(j) {
 			continue
 		}
 		ok, kept = b.copyFrom(r, j, i, p)
@@ -145,16 +149,16 @@ func (b *base) inherit(i int, p []byte) (ok, kept bool) {
 }
 
 func (b *base) copyFrom(r *relative, from, to int, p []byte) (ok, kept bool) {
-	f, err := r.Open()
+	f, err := r.open()
 	if err != nil {
 		return false, false // it went away
 	}
 	defer f.Close()
-	source, length := r.Index.Range(from)
-	if length != len(p) {
+	target, length := b.index.Range(to)
+	source := int64(from) << b.shift
+	if source+int64(length) > r.size {
 		return false, false
 	}
-	target, _ := b.index.Range(to)
 	if b.reserve(length) == nil {
 		failures := b.failures()
 		// What was cloned is verified as it now is here: the donor may lose the chunk at any time.

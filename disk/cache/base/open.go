@@ -35,7 +35,7 @@ func (b *base) openFiles(ctx context.Context) error {
 	}
 	b.fresh = newBitmap(b.chunks)
 	if b.capacity > 0 {
-		b.used = newBitmap(b.chunks)
+		b.used, b.stored = newBitmap(b.chunks), newBitmap(b.chunks)
 	}
 	header, err := mapHeader(b.index)
 	if err != nil {
@@ -141,6 +141,9 @@ func (b *base) openPartial() (ok bool, err error) {
 		if b.presence.has(i) && !b.here.set(i) {
 			_, length := b.index.Range(i)
 			b.bytes.Add(int64(length))
+			if b.stored != nil {
+				b.stored.set(i)
+			}
 		}
 	}
 	return true, nil

@@ -185,7 +185,7 @@ func (b *base) toFetch(i, n int) (bytes int) {
 
 func (b *base) donorHas(i int) bool {
 	for _, r := range b.kin().donors {
-		if j, ok := r.pairs.find(i); ok && r.Has(j) {
+		if j, ok := r.pairs.find(i); ok && r.has(j) {
 			return true
 		}
 	}

@@ -217,6 +217,10 @@ func (b *base) present(first, last int) bool {
 
 // readOne reads a part of chunk i, however often that is evicted meanwhile, and past a file that cannot be read.
 func (b *base) readOne(ctx context.Context, p []byte, offset int64, i int) error {
+	if b.index.IsZero(i) {
+		clear(p)
+		return nil
+	}
 	for {
 		ok, broken := b.readHere(p, offset, i, i)
 		if ok {

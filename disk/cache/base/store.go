@@ -46,6 +46,9 @@ func (b *base) arrive(i int, failures int64) {
 		return
 	}
 	b.fresh.set(i)
+	if b.stored != nil {
+		b.stored.set(i)
+	}
 	b.here.set(i)
 	b.pending = append(b.pending, i)
 	b.pendingBytes += int64(length)
@@ -58,6 +61,9 @@ func (b *base) arrive(i int, failures int64) {
 func (b *base) forget(i int) {
 	if !b.here.clear(i) {
 		return
+	}
+	if b.stored != nil {
+		b.stored.clear(i)
 	}
 	_, length := b.index.Range(i)
 	b.bytes.Add(-int64(length))
