@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"strings"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk"
@@ -50,9 +51,13 @@ func (w *Way) fetch(ctx context.Context, img disk.Image, report func(done, total
 	return path, read, nil
 }
 
-// named says in an error which image it is about.
+// named says in an error which image it is about, unless the data path did.
 func named(img disk.Image, err error) error {
-	return fmt.Errorf("image %d (%s): %w", img.ID, img.Name, err)
+	label := fmt.Sprintf("image %d (%s)", img.ID, img.Name)
+	if strings.HasPrefix(err.Error(), label) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", label, err)
 }
 
 func checkLength(img disk.Image, index *image.Index, size int64) error {

@@ -51,7 +51,7 @@ func TestMachinesDiskIsItsOwn(t *testing.T) {
 	if err := os.Mkdir(b.run, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	b.way, err = New(Config{Root: b.root, GID: testGID, Host: "here", Log: slog.New(slog.DiscardHandler), Data: b.data})
+	b.way, err = New(Config{Root: b.root, GID: testGID, Host: "here", Log: slog.New(slog.DiscardHandler), Data: b.service()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,7 @@ func TestClonesByMode(t *testing.T) {
 		{name: "read-only", spec: disk.Spec{ReadOnly: true}, lazy: true, later: []blockd.Preload{{All: true, Background: true}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b := newBench(t, 0)
+			b := newFakeBench(t, 0)
 			img := b.image("tiny", 1)
 			c.spec.Image = img
 			r := b.request(1)
@@ -157,7 +157,7 @@ func TestModesRefused(t *testing.T) {
 		{name: "volatile", spec: disk.Spec{Mode: "BACK", Volatile: "fs", Size: 4096}, class: fault.Unsupported, want: "CACHE_MODE BACK of a volatile disk"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b := newBench(t, 0)
+			b := newFakeBench(t, 0)
 			if c.spec.Volatile == "" {
 				c.spec.Image = b.image("tiny", 1)
 				b.far(c.spec.Image)
@@ -170,7 +170,7 @@ func TestModesRefused(t *testing.T) {
 		})
 	}
 	for _, mode := range []string{"AROUND", "THRU", "BACK", "OFFLINE", "NONE", ""} {
-		b := newBench(t, 0)
+		b := newFakeBench(t, 0)
 		img := b.image("tiny", 1)
 		img.Persistent = true
 		b.far(img)
@@ -197,12 +197,12 @@ func (b *bench) far(img *disk.Image) {
 	r := b.open()
 	img.Repository.Driver = "far"
 	b.way.open = func(disk.Repository) (repository.Repository, error) { return far{r}, nil }
-	b.data.open = b.way.open
+	b.openAs(b.way.open)
 }
 
 // TestPartialBasesAreCounted: LS_MAX holds for what a base may come to, and one that nobody uses makes room.
 func TestPartialBasesAreCounted(t *testing.T) {
-	b := newBench(t, 6<<20)
+	b := newFakeBench(t, 6<<20)
 	used := func() int64 {
 		c, err := b.way.Capacity(t.Context())
 		if err != nil {
@@ -259,7 +259,7 @@ func TestPartialBasesAreCounted(t *testing.T) {
 }
 
 func TestPrefetch(t *testing.T) {
-	b := newBench(t, 3<<20)
+	b := newFakeBench(t, 3<<20)
 	img, big := b.image("tiny", 1), b.add("big", noise(4<<20, 2))
 	var last disk.Progress
 	if err := b.way.Prefetch(t.Context(), *img, 1000, func(p disk.Progress) { last = p }); err != nil {

@@ -2,7 +2,6 @@ package way
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,7 +20,6 @@ import (
 	"hayloft/disk/repository"
 	"hayloft/image"
 	"hayloft/image/archive"
-	"hayloft/internal/command"
 )
 
 // SaveAs implements disk.Way: a disk becomes a sparse raw object, a directory tree a tar.gz.
@@ -127,7 +125,7 @@ func (w *Way) saveDisk(ctx context.Context, r *record, d diskRecord, out reposit
 		if err := w.exportAgain(ctx, *d.Export); err != nil {
 			return nil, err
 		}
-		return w.convert(ctx, rawNode(nbdNode(*d.Export)), d.Size, out, report)
+		return w.convert(ctx, exportNode(*d.Export), d.Size, out, report)
 	case d.Kind == overlay || d.Kind == whole && d.Mode != cache.None:
 		partial, err := w.isPartial(ctx, d)
 		if err != nil {
@@ -145,7 +143,7 @@ func (w *Way) saveDisk(ctx context.Context, r *record, d diskRecord, out reposit
 			return w.flatten(ctx, path, d, partial, out, report)
 		}
 		if partial {
-			return w.convert(ctx, rawNode(nbdNode(*d.Export)), d.Export.Base.Image.Size, out, report)
+			return w.convert(ctx, exportNode(*d.Export), d.Export.Base.Image.Size, out, report)
 		}
 		if path, err = w.store.Path(d.Digest, localstore.Data); err != nil {
 			return nil, err
@@ -186,53 +184,6 @@ func copyFile(ctx context.Context, path string, out repository.Writer, report fu
 		return nil, err
 	}
 	index, _, err := image.Scan(ctx, out, sparseFile{f, fi.Size()}, fi.Size(), func(done int64) { report(done, fi.Size()) })
-	return index, err
-}
-
-// flatten reads an overlay, through the export of its base while that is partial.
-func (w *Way) flatten(ctx context.Context, path string, d diskRecord, partial bool, out repository.Writer, report func(done, total int64)) (*image.Index, error) {
-	o, err := readOverlay(path)
-	if err != nil {
-		return nil, err
-	}
-	top := node{"driver": "qcow2", "file": node{"driver": "file", "filename": path}}
-	if partial {
-		top["backing"] = rawNode(nbdNode(*d.Export))
-	}
-	return w.convert(ctx, top, o.Size, out, report)
-}
-
-// node describes a way to bytes (QEMU's BlockdevOptions).
-type node map[string]any
-
-func rawNode(file node) node { return node{"driver": "raw", "file": file} }
-
-func nbdNode(e blockd.Export) node {
-	return node{"driver": "nbd", "server": node{"type": "unix", "path": e.Path}}
-}
-
-// convert has QEMU copy what is at the end of a way.
-func (w *Way) convert(ctx context.Context, from node, size int64, out repository.Writer, report func(done, total int64)) (*image.Index, error) {
-	local, ok := out.(repository.Local)
-	if !ok {
-		return nil, fault.Errorf(fault.Unsupported, "saving a disk needs a repository with local files")
-	}
-	text, err := json.Marshal(from)
-	if err != nil {
-		return nil, err
-	}
-	report(0, size)
-	// -U: QEMU has the disk open while the machine is frozen.
-	_, err = w.config.Runner.Run(ctx, command.Cmd{Name: "qemu-img", Args: []string{"convert", "-q", "-U", "-W", "-S", "64k",
-		"-O", "raw", "json:" + string(text), local.LocalPath()}})
-	var e *command.Error
-	if errors.As(err, &e) && strings.Contains(e.Stderr, "No space left") {
-		err = fault.As(fault.OutOfSpace, err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	index, _, err := image.Scan(ctx, nil, out, size, func(done int64) { report(done, size) })
 	return index, err
 }
 

@@ -44,7 +44,7 @@ func TestPersistentBehindACache(t *testing.T) {
 		{mode: "OFFLINE", counted: 2 << 20, loads: 2 << 20},
 	} {
 		t.Run(c.mode, func(t *testing.T) {
-			b := newBench(t, 4<<20)
+			b := newFakeBench(t, 4<<20)
 			s := b.mine(c.mode)
 			s.CacheSize, s.Preload = c.size, c.preload
 			r := b.request(1)
@@ -116,7 +116,7 @@ func TestModeChanges(t *testing.T) {
 	modes := []string{"NONE", "AROUND", "THRU", "BACK", "OFFLINE", ""}
 	for _, from := range modes {
 		for _, to := range modes {
-			b := newBench(t, 0)
+			b := newFakeBench(t, 0)
 			s := b.mine(from)
 			b.prepare(b.request(1, s))
 			b.data.dirty["1.0"] = 5
@@ -165,7 +165,7 @@ func TestModeChanges(t *testing.T) {
 // TestFailedPrepareOfAVolume: whatever the data path fails in, nothing is left, or Remove still knows of it.
 func TestFailedPrepareOfAVolume(t *testing.T) {
 	for _, c := range []struct{ fails, stays string }{{"Export", ""}, {"Export", "Discard"}} {
-		b := newBench(t, 0)
+		b := newFakeBench(t, 0)
 		s := b.mine("BACK")
 		b.data.fail[c.fails] = fault.Errorf(fault.Internal, "broken")
 		if c.stays != "" {
@@ -191,7 +191,7 @@ func TestFailedPrepareOfAVolume(t *testing.T) {
 
 // TestDataPathForgot: a cache whose files are here is never taken for drained.
 func TestDataPathForgot(t *testing.T) {
-	b := newBench(t, 0)
+	b := newFakeBench(t, 0)
 	b.prepare(b.request(1, b.mine("BACK")))
 	b.data.dirty["1.0"] = 7
 	delete(b.data.exports, "1.0")
@@ -203,7 +203,7 @@ func TestDataPathForgot(t *testing.T) {
 
 // TestTakenImage: one who accepts a stale image takes it from its machine, whose writes then have nowhere to go.
 func TestTakenImage(t *testing.T) {
-	b := newBench(t, 0)
+	b := newFakeBench(t, 0)
 	s := b.mine("BACK")
 	b.prepare(b.request(1, s))
 	b.data.dirty["1.0"] = 7

@@ -15,12 +15,14 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/gzip"
 	"go.uber.org/goleak"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk"
+	"hayloft/disk/blockd"
 	"hayloft/disk/device"
 	"hayloft/disk/repository"
 	"hayloft/disk/repository/drivers"
@@ -34,12 +36,47 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type bench struct {
 	*testing.T
 	way        *Way
-	data       *fakeData
+	data       *fakeData // nil: daemon is the data path
+	daemon     *blockd.Daemon
+	open0      func(disk.Repository) (repository.Repository, error) // how the data path opens repositories
 	repository disk.Repository
 	root, run  string
 }
 
+// service is the bench's data path.
+func (b *bench) service() blockd.Service {
+	if b.data != nil {
+		return b.data
+	}
+	return b.daemon
+}
+
 func newBench(t *testing.T, max int64) *bench {
+	t.Helper()
+	b := &bench{T: t, root: filepath.Join(t.TempDir(), "ls"), run: t.TempDir(), open0: drivers.Open,
+		repository: disk.Repository{ID: 1, Driver: "path", Path: t.TempDir()}}
+	b.daemon = newDaemon(t, t.TempDir(), func(r disk.Repository) (repository.Repository, error) { return b.open0(r) })
+	b.reopen(max)
+	return b
+}
+
+// newDaemon is a data path in this process.
+func newDaemon(t *testing.T, dir string, open func(disk.Repository) (repository.Repository, error)) *blockd.Daemon {
+	t.Helper()
+	d, err := blockd.New(blockd.Config{StateDir: dir, Log: slog.New(slog.DiscardHandler), Open: open, Patience: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+// newFakeBench is one whose data path does what the test says.
+func newFakeBench(t *testing.T, max int64) *bench {
 	t.Helper()
 	b := &bench{T: t, root: filepath.Join(t.TempDir(), "ls"), run: t.TempDir(), data: newFake(),
 		repository: disk.Repository{ID: 1, Driver: "path", Path: t.TempDir()}}
@@ -50,7 +87,7 @@ func newBench(t *testing.T, max int64) *bench {
 func (b *bench) reopen(max int64) {
 	b.Helper()
 	w, err := New(Config{Root: b.root, Max: max, Runner: command.Exec{}, Log: slog.New(slog.DiscardHandler), GID: os.Getgid(), Host: "here",
-		Data: b.data, Sockets: filepath.Join(b.run, "s")})
+		Data: b.service(), Sockets: filepath.Join(b.run, "s")})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -109,7 +146,7 @@ func (b *bench) nothing() {
 	if e, _ := os.ReadDir(b.run); len(e) != 0 {
 		b.Errorf("left in the machines' directory: %v", e)
 	}
-	if s, err := b.data.Status(b.Context()); err != nil || len(s.Exports) != 0 {
+	if s, err := b.service().Status(b.Context()); err != nil || len(s.Exports) != 0 {
 		b.Errorf("exports left: %v, %v", s.Exports, err)
 	}
 	_ = filepath.WalkDir(b.root, func(path string, d fs.DirEntry, err error) error {
@@ -241,10 +278,18 @@ func (s *source) ReadAt(p []byte, offset int64) (int, error) {
 	return n, err
 }
 
+// openAs has the data path open repositories so.
+func (b *bench) openAs(open func(disk.Repository) (repository.Repository, error)) {
+	if b.data != nil {
+		b.data.open = open
+	}
+	b.open0 = open
+}
+
 func (b *bench) count() *counting {
 	c := &counting{Repository: b.open()}
 	b.way.open = func(disk.Repository) (repository.Repository, error) { return c, nil }
-	b.data.open = b.way.open
+	b.openAs(b.way.open)
 	return c
 }
 
@@ -343,8 +388,8 @@ func TestPrepareFails(t *testing.T) {
 		want  string
 		kept  bool // what was verified before stays, counted
 	}{
-		{name: "chunk changed", class: fault.Corrupt, want: "image 5 (tiny): chunk 3 ", kept: true, spoil: func(b *bench, _ *disk.Image, _ *disk.Spec) { b.count().flip = 200_000 }},
-		{name: "chunk changed in the repository", class: fault.Corrupt, want: "image 5 (tiny): chunk 3 ", kept: true, spoil: func(b *bench, _ *disk.Image, _ *disk.Spec) {
+		{name: "chunk changed", class: fault.Corrupt, want: "chunk 3 at byte 196608 does not match its digest", kept: true, spoil: func(b *bench, _ *disk.Image, _ *disk.Spec) { b.count().flip = 200_000 }},
+		{name: "chunk changed in the repository", class: fault.Corrupt, want: "chunk 3 at byte 196608 does not match its digest", kept: true, spoil: func(b *bench, _ *disk.Image, _ *disk.Spec) {
 			f, err := os.OpenFile(b.repository.Path+"/tiny", os.O_WRONLY, 0)
 			if err != nil {
 				b.Fatal(err)

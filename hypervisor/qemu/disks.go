@@ -57,6 +57,14 @@ func (l *line) disk(d hypervisor.Disk) error {
 	if err != nil {
 		return err
 	}
+	if d.Device.Backing != nil {
+		below, err := backingNode(d, l.s.nbdReconnect)
+		if err != nil {
+			return err
+		}
+		l.object("-blockdev", below)
+		chain["backing"] = below["node-name"]
+	}
 	l.object("-blockdev", chain)
 
 	p := properties{"id": fmt.Sprintf("disk%d", d.ID), "drive": node}
@@ -116,8 +124,7 @@ func (l *line) ideDisk(d hypervisor.Disk, kind string, number int, readOnly bool
 	return nil
 }
 
-// blockNode describes the way from the format down to the bytes (QEMU's BlockdevOptions). What lies below an overlay is
-// in its header, unless the device says how it is reached for now: that changes no name of a node.
+// blockNode describes the way from the format down to the bytes (QEMU's BlockdevOptions).
 func blockNode(d hypervisor.Disk, name string, mode cache, readOnly bool, reconnect time.Duration) (properties, error) {
 	discard := "ignore"
 	if d.Discard {
@@ -139,21 +146,22 @@ func blockNode(d hypervisor.Disk, name string, mode cache, readOnly bool, reconn
 	if format != device.Raw && format != device.QCOW2 {
 		return nil, invalid("format %q: raw and qcow2 are possible", format)
 	}
-	top := common(properties{"driver": string(format), "node-name": name, "file": common(bottom)})
-	if dev.Backing == nil {
-		return top, nil
+	return common(properties{"driver": string(format), "node-name": name, "file": common(bottom)}), nil
+}
+
+// backingNode describes what lies below an overlay for now, instead of what its header names. It is a node of its own,
+// because what is given in line is taken as options for the file that the header names.
+func backingNode(d hypervisor.Disk, reconnect time.Duration) (properties, error) {
+	dev := *d.Device.Backing
+	if d.Device.Format != device.QCOW2 || dev.Backing != nil || dev.Format != device.Raw && dev.Format != "" {
+		return nil, invalid("backing device %s: only a raw one below a qcow2 file is possible", dev.Path)
 	}
-	backing := *dev.Backing
-	if format != device.QCOW2 || backing.Backing != nil || backing.Format != device.Raw && backing.Format != "" {
-		return nil, invalid("backing device %s: only a raw one below a qcow2 file is possible", backing.Path)
-	}
-	below, err := fileNode(backing, reconnect)
+	bottom, err := fileNode(dev, reconnect)
 	if err != nil {
 		return nil, err
 	}
-	below["read-only"] = true
-	top["backing"] = properties{"driver": string(device.Raw), "read-only": true, "file": below}
-	return top, nil
+	bottom["read-only"] = true
+	return properties{"driver": string(device.Raw), "node-name": fmt.Sprintf("disk%d-backing", d.ID), "read-only": true, "file": bottom}, nil
 }
 
 // nbdOpenLimit is how long the opening of an NBD export waits for its server to come back.
