@@ -143,7 +143,7 @@ func (s *baseScenario) open() bool {
 		}
 		return false
 	}
-	s.base, s.calm = b, true
+	s.base, s.calm = b, !s.away
 	status := b.Status()
 	s.opened = status.Present
 	if status.Total != s.index.DataBytes() || status.Present > status.Total || status.Complete != (status.Present == status.Total) && s.capacity == 0 && status.Complete {
@@ -343,7 +343,7 @@ func (s *baseScenario) sync() {
 		}
 		return
 	}
-	if s.capacity == 0 {
+	if s.capacity == 0 && !s.down() { // who died gets no answer
 		s.synced = max(s.synced, before)
 	}
 }

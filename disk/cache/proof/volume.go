@@ -159,6 +159,8 @@ func (s *volumeScenario) excused(err error) bool {
 		return !s.marked && fault.Is(err, fault.Unavailable) // what is written cannot be marked
 	case s.away:
 		return true
+	case s.shaken && s.direct(): // also the length may be another
+		return true
 	case s.shaken:
 		return fault.Is(err, fault.Unavailable)
 	}
