@@ -272,7 +272,7 @@ func (m *Model) checkSector(p []byte, offset int64, touching []*change, r rule) 
 		for i := range part {
 			at := cut.start + int64(i)
 			if !slices.ContainsFunc(may, func(c *change) bool { return c.wrote(part[i:i+1], at) }) {
-				return m.explain(part[i:], at, covering, may, r)
+				return m.explain(part[i:], at, may, r)
 			}
 		}
 	}
@@ -300,18 +300,24 @@ func pieces(touching []*change, offset, length int64) func(func(interval) bool) 
 	}
 }
 
-func (m *Model) explain(p []byte, at int64, covering, may []*change, r rule) error {
-	from := "no change"
-	for _, c := range covering {
-		if c.wrote(p[:min(len(p), 8)], at) {
-			from = c.String()
-		}
-	}
+func (m *Model) explain(p []byte, at int64, may []*change, r rule) error {
 	var b bytes.Buffer
 	for _, c := range may {
 		fmt.Fprintf(&b, "\n    %v", c)
 	}
-	return fmt.Errorf("%s: byte %d (sector %d) is %#02x, which is %s; it may be that of%s", r.what, at, at/sector, p[0], from, b.String())
+	return fmt.Errorf("%s: byte %d (sector %d) is %#02x, which is %s; it may be that of%s", r.what, at, at/sector, p[0], m.origin(p, at), b.String())
+}
+
+// origin says which change wrote what is found at a place: the last that can be it.
+func (m *Model) origin(p []byte, at int64) string {
+	from := "no change"
+	for _, c := range m.touched[at/sector] {
+		size := min(8, int64(len(p)), sector-at%sector, c.offset+c.length-at)
+		if c.offset <= at && size > 0 && c.wrote(p[:size], at) {
+			from = c.String()
+		}
+	}
+	return from
 }
 
 // ordered finds the epoch of which a disk's bytes are: all of what was before it, some of its own, nothing later.

@@ -1,6 +1,7 @@
 package proof
 
 import (
+	"bytes"
 	"context"
 
 	"hayloft/disk/cache"
@@ -118,9 +119,13 @@ func (s *volumeScenario) compare(disk []byte, when string) {
 	if when != "after Settle" {
 		s.source.Peek(source, 0)
 	}
+	if bytes.Equal(disk, source) {
+		return
+	}
 	for i := range disk {
 		if disk[i] != source[i] {
-			s.fail("%s: byte %d (sector %d) reads %#02x, the source has %#02x", when, i, i/sector, disk[i], source[i])
+			s.fail("%s: byte %d (sector %d) reads %#02x, %s; the source has %#02x, %s", when, i, i/sector,
+				disk[i], s.model.origin(disk[i:], int64(i)), source[i], s.model.origin(source[i:], int64(i)))
 			return
 		}
 	}
