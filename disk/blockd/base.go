@@ -192,17 +192,12 @@ func (b *based) open(ctx context.Context) (cache.Base, *image.Index, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	whole := exists(filepath.Join(s.Dir, localstore.CompleteFile))
 	log := b.daemon.config.Log.With("image", s.Image.ID, "digest", s.Image.Digest)
 	base, err := b.daemon.config.Base(ctx, cache.BaseConfig{
 		Name: fmt.Sprintf("image %d (%s)", s.Image.ID, s.Image.Name), Dir: dir, Index: index,
 		Open:     func(ctx context.Context) (io.ReaderAt, io.Closer, error) { return b.source(ctx, index) },
 		Capacity: s.Capacity, Donors: b.daemon.donors(s.Dir, index), Patience: b.daemon.config.Patience,
-		Completed: func() {
-			if !whole {
-				log.Info("base complete")
-			}
-		}, Log: log,
+		Log: log,
 	})
 	if err != nil {
 		return nil, nil, err
