@@ -168,9 +168,31 @@ func (f *agentFlags) config(ctx context.Context, log *slog.Logger) (agent.Config
 	if root == "" {
 		root = filepath.Join(f.stateDir, "store")
 	}
-	if cfg.Way, err = way.New(way.Config{Root: root, Max: f.lsMaxMB << 20, Runner: command.Exec{}, Log: log, GID: cfg.GID, Host: f.name}); err != nil {
+	data, err := newDataPath(f.stateDir, log)
+	if err != nil {
 		closeDrivers()
 		return cfg, nil, err
+	}
+	closeRest := closeDrivers
+	closeDrivers = func() {
+		if err := data.close(); err != nil {
+			log.Warn("data path does not end", "error", err)
+		}
+		closeRest()
+	}
+	host, err := way.New(way.Config{Root: root, Max: f.lsMaxMB << 20, Runner: command.Exec{}, Log: log, GID: cfg.GID, Host: f.name, Data: data})
+	if err != nil {
+		closeDrivers()
+		return cfg, nil, err
+	}
+	cfg.Way = host
+	exports, err := host.Exports(ctx)
+	if err != nil {
+		closeDrivers()
+		return cfg, nil, err
+	}
+	if exports {
+		data.begin()
 	}
 	return cfg, closeDrivers, nil
 }

@@ -93,13 +93,17 @@ func (w *Way) record(ctx context.Context, machine int) (*record, error) {
 		if m.ID != machine {
 			continue
 		}
-		r := &record{Machine: m}
-		if err := json.Unmarshal(m.Details, &r.details); err != nil {
-			return nil, fault.Errorf(fault.Corrupt, "machine %d: record: %w", machine, err)
-		}
-		return r, nil
+		return decodeRecord(m)
 	}
 	return nil, nil
+}
+
+func decodeRecord(m localstore.Machine) (*record, error) {
+	r := &record{Machine: m}
+	if err := json.Unmarshal(m.Details, &r.details); err != nil {
+		return nil, fault.Errorf(fault.Corrupt, "machine %d: record: %w", m.ID, err)
+	}
+	return r, nil
 }
 
 // recordOf is record for what needs one.

@@ -48,6 +48,24 @@ func (w *Way) settleAll(ctx context.Context, r *record, report func(disk.Progres
 	return nil
 }
 
+// Exports reports whether a machine on this host has a disk that goes through the data path, which therefore must run.
+func (w *Way) Exports(ctx context.Context) (bool, error) {
+	machines, err := w.store.Machines(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, m := range machines {
+		r, err := decodeRecord(m)
+		if err != nil {
+			return false, err
+		}
+		if slices.ContainsFunc(r.Disks, func(d diskRecord) bool { return d.Export != nil }) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // Caches implements disk.Way.
 func (w *Way) Caches(ctx context.Context, machine int) ([]disk.Cache, error) {
 	r, err := w.record(ctx, machine)
