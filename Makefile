@@ -2,6 +2,7 @@
 #                  (VMS=4 CONTAINERS=4 for fewer, KEEP=1 to leave it running, make demo-down to end that)
 # make check       what needs no root, under 2 minutes
 # make test        everything, under 20 minutes
+# make crash       a million random crash points of the block cache (POINTS=n for another number)
 
 VMS ?= 20
 CONTAINERS ?= 20
@@ -12,7 +13,7 @@ GO ?= go
 # Root's part of the work, with what it must know of the caller.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo env "HAYLOFT_CACHE=$(HAYLOFT_CACHE)" "CI=$(CI)")
 
-.PHONY: all build demo demo-down check format vet staticcheck unit generate-check test lab-tests clean
+.PHONY: all build demo demo-down check format vet staticcheck unit generate-check test lab-tests clean crash
 
 all: build
 
@@ -72,6 +73,9 @@ lab-tests: bin/golden/build
 	@(while sleep 30; do ps -eo etimes=,comm= | awk '$$2 ~ /\.test$$/ {printf "    ... %s since %d s\n", $$2, $$1}'; done) & ticker=$$!; \
 		trap 'kill $$ticker' EXIT; trap 'exit 1' INT TERM; \
 		$(GO) test -race -vet=off -timeout 15m -exec '$(AS_ROOT) HAYLOFT_LAB=1' ./...
+
+crash:
+	HAYLOFT_CRASH_POINTS=$(or $(POINTS),1000000) $(GO) test -count=1 -timeout 24h -run TestCrashPoints -v ./disk/cache/proof
 
 clean:
 	rm -rf bin
