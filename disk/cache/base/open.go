@@ -88,6 +88,7 @@ func (b *base) openComplete() (bool, error) {
 	b.capacity = 0
 	b.bytes.Store(b.total)
 	if err := b.tidy(); err != nil {
+		b.completed = nil // the mark may not be durable
 		b.log.Warn("cannot remove the traces of filling the cache", "image", b.name, "error", err)
 	}
 	return true, nil

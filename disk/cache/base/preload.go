@@ -110,7 +110,8 @@ func (b *base) preload(ctx context.Context, i, n int, limit cache.Limit) error {
 		return err
 	}
 	b.kin()
-	var own, others []*flight
+	var own []*flight
+	var seats []seat
 	b.mu.Lock()
 	if b.closed {
 		b.mu.Unlock()
@@ -119,9 +120,9 @@ func (b *base) preload(ctx context.Context, i, n int, limit cache.Limit) error {
 	}
 	for next := i; next < i+n; {
 		f := b.flights[next]
+		started := f == nil
 		switch {
-		case f != nil:
-			others = append(others, f)
+		case !started:
 			next = f.first + f.count
 		case b.here.has(next):
 			next++
@@ -131,6 +132,7 @@ func (b *base) preload(ctx context.Context, i, n int, limit cache.Limit) error {
 			own = append(own, f)
 		}
 		f.waiters++
+		seats = append(seats, seat{f, started})
 	}
 	b.work.Add(1) // what is claimed is flown, whatever becomes of ctx
 	b.mu.Unlock()
@@ -143,31 +145,39 @@ func (b *base) preload(ctx context.Context, i, n int, limit cache.Limit) error {
 			b.fly(f)
 		}
 	}()
-	defer b.leave(append(own, others...))
+	defer b.leave(seats)
 	select {
 	case <-flown:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	return b.outcome(ctx, i, n, own, others)
-}
-
-// outcome waits for flights and says what went wrong with n chunks from i.
-func (b *base) outcome(ctx context.Context, i, n int, own, others []*flight) error {
-	for _, f := range append(own, others...) {
-		if err := b.wait(ctx, f); err != nil {
+	for _, s := range seats {
+		if err := b.arrival(ctx, s, i, i+n-1); err != nil {
 			return err
 		}
-		for k := max(i, f.first); k < min(i+n, f.first+f.count); k++ {
-			if f.out { // evicted just now: it is not worth having
-				continue
-			}
-			if err := f.failure(k); err != nil {
-				return err
-			}
+		if s.stored != nil && b.capacity == 0 {
+			return s.stored
 		}
-		if f.stored != nil && b.capacity == 0 {
-			return f.stored
+	}
+	return nil
+}
+
+// arrival waits for those chunks from first to last that are on a flight.
+func (b *base) arrival(ctx context.Context, s seat, first, last int) error {
+	if err := b.wait(ctx, s.flight); err != nil {
+		return err
+	}
+	for i := max(first, s.first); i <= min(last, s.first+s.count-1); i++ {
+		if s.out { // evicted just now: it is not worth having
+			return nil
+		}
+		err := s.failure(i)
+		if err != nil && !s.own {
+			offset, length := b.index.Range(i)
+			err = b.readOne(ctx, make([]byte, length), offset, i, false)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
@@ -196,27 +206,15 @@ func (b *base) donorHas(i int) bool {
 func (b *base) bring(ctx context.Context, first, last int) error {
 	step := max(1, maxStep>>b.shift)
 	for ; first <= last; first += step {
-		flights, _, err := b.board(first, min(last, first+step-1))
-		for _, f := range flights {
+		seats, _, err := b.board(first, min(last, first+step-1))
+		for _, s := range seats {
 			if err == nil {
-				err = b.wait(ctx, f)
-			}
-			if err == nil {
-				err = b.allOf(f)
+				err = b.arrival(ctx, s, first, last)
 			}
 		}
-		b.leave(flights)
+		b.leave(seats)
 		if err != nil {
 			return fmt.Errorf("image %s: prefetch: %w", b.name, err)
-		}
-	}
-	return nil
-}
-
-func (b *base) allOf(f *flight) error {
-	for i := f.first; i < f.first+f.count; i++ {
-		if err := f.failure(i); err != nil {
-			return err
 		}
 	}
 	return nil

@@ -35,23 +35,23 @@ func (b *base) read(ctx context.Context, p []byte, offset int64) (missed int, er
 
 func (b *base) step(ctx context.Context, p []byte, offset int64) (missed int, err error) {
 	first, last := b.span(offset, len(p))
-	flights, missed, err := b.board(first, last)
+	seats, missed, err := b.board(first, last)
 	if err != nil {
 		return missed, err
 	}
-	defer b.leave(flights)
+	defer b.leave(seats)
 	for i := first; i <= last; {
-		f := find(flights, i)
-		if f == nil { // a run that is here
+		seat := find(seats, i)
+		if seat == nil { // a run that is here
 			to := i
-			for to < last && find(flights, to+1) == nil {
+			for to < last && find(seats, to+1) == nil {
 				to++
 			}
 			part, at := b.overlap(p, offset, i, to)
 			if ok, _ := b.readHere(part, at, i, to); !ok {
 				for k := i; k <= to; k++ {
 					part, at := b.overlap(p, offset, k, k)
-					if err := b.readOne(ctx, part, at, k); err != nil {
+					if err := b.readOne(ctx, part, at, k, true); err != nil {
 						return missed, err
 					}
 				}
@@ -59,14 +59,14 @@ func (b *base) step(ctx context.Context, p []byte, offset int64) (missed int, er
 			i = to + 1
 			continue
 		}
-		if err := b.wait(ctx, f); err != nil {
+		if err := b.wait(ctx, seat.flight); err != nil {
 			return missed, err
 		}
 		part, at := b.overlap(p, offset, i, i)
-		if f.out {
-			err = b.readOne(ctx, part, at, i)
-		} else {
-			err = b.take(part, at, f, i)
+		if seat.out {
+			err = b.readOne(ctx, part, at, i, true)
+		} else if err = b.take(part, at, seat.flight, i); err != nil && !seat.own {
+			err = b.readOne(ctx, part, at, i, false)
 		}
 		if err != nil {
 			return missed, err
@@ -83,10 +83,17 @@ func (b *base) overlap(p []byte, offset int64, first, last int) (part []byte, at
 	return p[from-offset : to-offset], from
 }
 
-func find(flights []*flight, i int) *flight {
-	for _, f := range flights {
-		if f.of(i) {
-			return f
+// seat is a place on a flight. Who took one on a flight that somebody else had started, perhaps long ago, tries again
+// when that fails.
+type seat struct {
+	*flight
+	own bool
+}
+
+func find(seats []seat, i int) *seat {
+	for k := range seats {
+		if seats[k].of(i) {
+			return &seats[k]
 		}
 	}
 	return nil
@@ -104,7 +111,7 @@ func (b *base) take(p []byte, offset int64, f *flight, i int) error {
 
 // board joins or starts the flights of all chunks from first to last that are not here, and counts these chunks.
 // The caller leaves them.
-func (b *base) board(first, last int) (flights []*flight, missed int, err error) {
+func (b *base) board(first, last int) (seats []seat, missed int, err error) {
 	if b.whole.Load() || b.here.all(first, last) {
 		return nil, 0, nil
 	}
@@ -116,31 +123,32 @@ func (b *base) board(first, last int) (flights []*flight, missed int, err error)
 	}
 	for i := first; i <= last; {
 		f := b.flights[i]
+		own := f == nil
 		switch {
 		case b.here.has(i):
 			i++
 			continue
-		case f == nil:
+		case own:
 			f, _ = b.claim(i, last, demand)
 			b.launch(f)
 		}
 		f.waiters++
-		flights = append(flights, f)
+		seats = append(seats, seat{f, own})
 		next := min(last+1, f.first+f.count)
 		missed += next - i
 		i = next
 	}
-	return flights, missed, nil
+	return seats, missed, nil
 }
 
-func (b *base) leave(flights []*flight) {
-	if len(flights) == 0 {
+func (b *base) leave(seats []seat) {
+	if len(seats) == 0 {
 		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, f := range flights {
-		f.waiters--
+	for _, s := range seats {
+		s.waiters--
 	}
 }
 
@@ -215,8 +223,9 @@ func (b *base) present(first, last int) bool {
 	return true
 }
 
-// readOne reads a part of chunk i, however often that is evicted meanwhile, and past a file that cannot be read.
-func (b *base) readOne(ctx context.Context, p []byte, offset int64, i int) error {
+// readOne reads a part of chunk i, however often that is evicted meanwhile, and past a file that cannot be read. With
+// again, a flight of somebody else that fails is followed by another.
+func (b *base) readOne(ctx context.Context, p []byte, offset int64, i int, again bool) error {
 	if b.index.IsZero(i) {
 		clear(p)
 		return nil
@@ -226,18 +235,25 @@ func (b *base) readOne(ctx context.Context, p []byte, offset int64, i int) error
 		if ok {
 			return nil
 		}
-		f, err := b.boardOne(i, broken)
+		s, err := b.boardOne(i, broken)
 		if err != nil {
 			return err
 		}
-		if f == nil {
+		if s.flight == nil {
 			continue
 		}
-		if err = b.wait(ctx, f); err == nil && !f.out {
-			err = b.take(p, offset, f, i)
+		waited := b.wait(ctx, s.flight)
+		if waited == nil && !s.out {
+			err = b.take(p, offset, s.flight, i)
 		}
-		b.leave([]*flight{f})
-		if err != nil || !f.out {
+		b.leave([]seat{s})
+		switch {
+		case waited != nil:
+			return waited
+		case s.out:
+		case err != nil && again && !s.own:
+			again = false
+		default:
 			return err
 		}
 	}
@@ -245,17 +261,18 @@ func (b *base) readOne(ctx context.Context, p []byte, offset int64, i int) error
 
 // boardOne joins or starts the flight of a chunk. When the chunk is here there is none, or when it is here and broken,
 // one that does not store it.
-func (b *base) boardOne(i int, broken bool) (*flight, error) {
+func (b *base) boardOne(i int, broken bool) (seat, error) {
 	b.kin()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
-		return nil, errClosed
+		return seat{}, errClosed
 	}
 	f := b.flights[i]
-	if f == nil {
+	own := f == nil
+	if own {
 		if f, _ = b.claim(i, i, demand); f == nil && !broken {
-			return nil, nil
+			return seat{}, nil
 		} else if f == nil {
 			f = &flight{first: i, count: 1, class: demand, twin: -1, unstored: true, since: time.Now(), done: make(chan struct{})}
 			b.flights[i] = f
@@ -263,11 +280,11 @@ func (b *base) boardOne(i int, broken bool) (*flight, error) {
 		b.launch(f)
 	}
 	f.waiters++
-	return f, nil
+	return seat{f, own}, nil
 }
 
 // readChunk reads all of a chunk.
 func (b *base) readChunk(ctx context.Context, p []byte, i int) error {
 	offset, _ := b.index.Range(i)
-	return b.readOne(ctx, p, offset, i)
+	return b.readOne(ctx, p, offset, i, true)
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -352,4 +353,43 @@ func TestLocalDiskFullOrBroken(t *testing.T) {
 			b.check(r, 0, len(b.data))
 		})
 	}
+}
+
+func TestWhoJoinsAFetchThatFailsTriesAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, content("dd", 0))
+		o := b.open(nil)
+		release := make(chan struct{})
+		b.repo.set(func(p []byte, _ int64) (int, error) {
+			if len(b.repo.offsets()) == 2 { // the second try of the first reader
+				<-release
+			}
+			if len(b.repo.offsets()) <= 2 {
+				clear(p)
+			}
+			return 0, nil
+		})
+		var first error
+		var all sync.WaitGroup
+		all.Go(func() { first = o.Reader(nil).ReadAt(context.Background(), make([]byte, 10), 0) })
+		synctest.Wait()
+		all.Go(func() { b.check(o.Reader(nil), 0, 10) })
+		all.Go(func() {
+			if err := o.Reader(nil).Prefetch(context.Background(), 0, chunk); err != nil {
+				t.Error(err)
+			}
+		})
+		all.Go(func() {
+			if err := o.Preload(context.Background(), []int{0}, nil, nil); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		close(release)
+		all.Wait()
+		if !fault.Is(first, fault.Corrupt) || b.repo.fetched() != 3*chunk {
+			t.Errorf("fetched %d bytes; who began: %v", b.repo.fetched(), first)
+		}
+		o.Close()
+	})
 }
