@@ -49,7 +49,7 @@ type viewer struct {
 
 func (s *baseScenario) run() {
 	chunk := []int{4 << 10, 4 << 10, 16 << 10, 64 << 10}[s.rng.IntN(4)]
-	s.image = s.runner.image(int64(chunk*(1+s.rng.IntN(24)) + s.rng.IntN(chunk)))
+	s.image = s.runner.image(int64(chunk*(1+s.rng.IntN(min(24, 256<<10/chunk))) + s.rng.IntN(chunk)))
 	index, err := indexOf(s.image, chunk)
 	if err != nil {
 		s.fail("index: %v", err)
@@ -72,7 +72,7 @@ func (s *baseScenario) run() {
 		s.donate(chunk)
 	}
 	s.note("image of %d bytes in chunks of %d, %d of data, capacity %d, %d donors", len(s.image), chunk, index.DataBytes(), s.capacity, len(s.donors))
-	crashes := 2 + s.rng.IntN(4)
+	crashes := 2 + s.rng.IntN(7)
 	for round := 0; round <= crashes && !s.failed(); round++ {
 		if round < crashes && !s.oneIn(6) {
 			n := int64(1 + s.rng.IntN(1<<(1+s.rng.IntN(6))))
@@ -225,7 +225,7 @@ func (s *baseScenario) live() {
 }
 
 func (s *baseScenario) operation(r *viewer) func() {
-	offset, length := s.span(int64(len(s.image)), int64(len(s.image)))
+	offset, length := s.span(int64(len(s.image)), []int64{4 << 10, 32 << 10, int64(len(s.image))}[s.rng.IntN(3)])
 	quick := s.oneIn(3)
 	switch s.rng.IntN(8) {
 	case 0:

@@ -10,21 +10,21 @@ import (
 )
 
 // scenario runs one in a bubble of its own.
-func scenario(t *testing.T, seed uint64, s Subject) (result Result, err error) {
+func scenario(t *testing.T, tools *Tools, seed uint64, s Subject) (result Result, err error) {
 	t.Helper()
 	// Time in the bubble is not time: one that hangs is told apart by the real clock.
 	watch := time.AfterFunc(time.Minute, func() { panic(fmt.Sprintf("%s %s hangs: HAYLOFT_PROOF_SEED=%d", s.Name, s.Mode, seed)) })
 	defer watch.Stop()
-	synctest.Test(t, func(*testing.T) { result, err = Run(seed, s) })
+	synctest.Test(t, func(*testing.T) { result, err = RunWith(tools, seed, s) })
 	return result, err
 }
 
 func TestWhatIsRightPasses(t *testing.T) {
 	for _, mode := range []cache.Mode{cache.Around, cache.Through, cache.Back, cache.Offline} {
 		t.Run(string(mode), func(t *testing.T) {
-			points := 0
+			points, tools := 0, NewTools()
 			for seed := range uint64(200) {
-				r, err := scenario(t, seed, Subject{Name: "naive", Mode: mode, Volume: openNaive("")})
+				r, err := scenario(t, tools, seed, Subject{Name: "naive", Mode: mode, Volume: openNaive("")})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -67,8 +67,9 @@ func TestWhatIsWrongIsCaught(t *testing.T) {
 	} {
 		for _, mode := range c.modes {
 			t.Run(string(mode)+" "+c.defect, func(t *testing.T) {
+				tools := NewTools()
 				for seed := range uint64(1000) {
-					if _, err := scenario(t, seed, Subject{Name: "naive", Mode: mode, Volume: openNaive(c.defect)}); err != nil {
+					if _, err := scenario(t, tools, seed, Subject{Name: "naive", Mode: mode, Volume: openNaive(c.defect)}); err != nil {
 						t.Logf("caught by seed %d: %s", seed, err.(*Violation).What)
 						return
 					}

@@ -59,34 +59,40 @@ func (c *change) value(s int64) byte {
 	return byte(1 + mix(uint64(c.id)<<32^uint64(s))%255)
 }
 
-// fill gives what the change writes to p at offset.
-func (c *change) fill(p []byte, offset int64) {
-	for len(p) > 0 {
-		size := min(int64(len(p)), sector-offset%sector)
-		if c.bytes != nil {
-			copy(p[:size], c.bytes[offset:])
-		} else {
-			v := c.value(offset / sector)
-			for i := range p[:size] {
-				p[i] = v
-			}
+// same is a sector of each value, to copy from and compare with: quicker than byte by byte, most of all under the race
+// detector.
+type same [256][sector]byte
+
+func newSame() *same {
+	t := new(same)
+	for v := range t {
+		for i := range t[v] {
+			t[v][i] = byte(v)
 		}
-		p, offset = p[size:], offset+size
+	}
+	return t
+}
+
+// content is what the change writes at offset, at most to the end of the sector.
+func (c *change) content(t *same, offset int64, size int) []byte {
+	if c.bytes != nil {
+		return c.bytes[offset : offset+int64(size)]
+	}
+	return t[c.value(offset/sector)][:size]
+}
+
+// fill gives what the change writes to p at offset.
+func (c *change) fill(t *same, p []byte, offset int64) {
+	for len(p) > 0 {
+		size := min(len(p), int(sector-offset%sector))
+		copy(p[:size], c.content(t, offset, size))
+		p, offset = p[size:], offset+int64(size)
 	}
 }
 
 // wrote reports whether p is what the change writes at offset, within one sector.
-func (c *change) wrote(p []byte, offset int64) bool {
-	if c.bytes != nil {
-		return bytes.Equal(p, c.bytes[offset:offset+int64(len(p))])
-	}
-	v := c.value(offset / sector)
-	for _, b := range p {
-		if b != v {
-			return false
-		}
-	}
-	return true
+func (c *change) wrote(t *same, p []byte, offset int64) bool {
+	return bytes.Equal(p, c.content(t, offset, len(p)))
 }
 
 type interval struct{ start, end int64 }
@@ -94,6 +100,7 @@ type interval struct{ start, end int64 }
 // Model knows what a disk may hold. It is not safe for concurrent use.
 type Model struct {
 	size    int64
+	same    *same
 	clock   int64
 	changes []*change
 	// by sector, which changes touch it, in order of their starts, after the image
@@ -103,10 +110,10 @@ type Model struct {
 	uncertain bool
 }
 
-// NewModel is of a disk with these bytes, which are durable.
-func NewModel(image []byte) *Model {
+// newModel is of a disk with these bytes, which are durable.
+func newModel(image []byte, t *same) *Model {
 	first := &change{length: int64(len(image)), bytes: image, start: -1, end: 0, ok: true, durable: 0}
-	m := &Model{size: int64(len(image)), changes: []*change{first}}
+	m := &Model{same: t, size: int64(len(image)), changes: []*change{first}}
 	m.touched = make([][]*change, (len(image)+sector-1)/sector)
 	for i := range m.touched {
 		m.touched[i] = []*change{first}
@@ -244,6 +251,15 @@ func (m *Model) check(p []byte, offset int64, r rule) error {
 	for len(p) > 0 {
 		s := offset / sector
 		size := min(int64(len(p)), (s+1)*sector-offset)
+		// Neighbours that were never written are compared at once.
+		for n := s; len(m.touched[n]) == 1 && size < int64(len(p)) && len(m.touched[n+1]) == 1; n++ {
+			size = min(int64(len(p)), (n+2)*sector-offset)
+		}
+		if size > sector && bytes.Equal(p[:size], m.changes[0].bytes[offset:offset+size]) {
+			p, offset = p[size:], offset+size
+			continue
+		}
+		size = min(int64(len(p)), (s+1)*sector-offset)
 		if err := m.checkSector(p[:size], offset, m.touched[s], r); err != nil {
 			return err
 		}
@@ -265,13 +281,13 @@ func (m *Model) checkSector(p []byte, offset int64, touching []*change, r rule) 
 		}
 		part := p[cut.start-offset : cut.end-offset]
 		may := candidates(covering, r)
-		if slices.ContainsFunc(may, func(c *change) bool { return c.wrote(part, cut.start) }) {
+		if slices.ContainsFunc(may, func(c *change) bool { return c.wrote(m.same, part, cut.start) }) {
 			continue
 		}
 		// A mixture.
 		for i := range part {
 			at := cut.start + int64(i)
-			if !slices.ContainsFunc(may, func(c *change) bool { return c.wrote(part[i:i+1], at) }) {
+			if !slices.ContainsFunc(may, func(c *change) bool { return c.wrote(m.same, part[i:i+1], at) }) {
 				return m.explain(part[i:], at, may, r)
 			}
 		}
@@ -313,7 +329,7 @@ func (m *Model) origin(p []byte, at int64) string {
 	from := "no change"
 	for _, c := range m.touched[at/sector] {
 		size := min(8, int64(len(p)), sector-at%sector, c.offset+c.length-at)
-		if c.offset <= at && size > 0 && c.wrote(p[:size], at) {
+		if c.offset <= at && size > 0 && c.wrote(m.same, p[:size], at) {
 			from = c.String()
 		}
 	}
@@ -331,7 +347,7 @@ func (m *Model) ordered(disk []byte) error {
 	}
 	for s, touching := range m.touched {
 		if len(touching) == 1 {
-			if at := int64(s) * sector; !touching[0].wrote(disk[at:min(at+sector, m.size)], at) {
+			if at := int64(s) * sector; !touching[0].wrote(m.same, disk[at:min(at+sector, m.size)], at) {
 				return m.check(disk[at:min(at+sector, m.size)], at, m.epoch(0))
 			}
 			continue

@@ -77,10 +77,10 @@ func TestCrashPoints(t *testing.T) {
 	for i, s := range subjects {
 		t.Run(s.Name+string(s.Mode), func(t *testing.T) {
 			t.Parallel()
-			here := int64(0)
+			here, tools := int64(0), NewTools()
 			for seed := start; here < each; seed++ {
 				// A seed is one scenario of each subject.
-				r, err := scenario(t, seed, subjects[i])
+				r, err := scenario(t, tools, seed, subjects[i])
 				here += int64(r.Points)
 				total.Add(int64(r.Points))
 				scenarios.Add(1)

@@ -29,7 +29,8 @@ func (s *volumeScenario) crash() {
 	} else {
 		s.note("crash %d: %s", s.result.Points, s.disk.CutAs(faulty.Chance))
 		s.boot++
-		s.pinned, s.doubt, s.marked = false, false, false
+		s.pinned, s.doubt = false, false
+		s.marked.Store(false)
 		s.boundAfter = s.kept()
 		if s.direct() {
 			s.boundAfter = s.model.reading(s.model.tick())
@@ -57,14 +58,14 @@ func (s *volumeScenario) kept() rule {
 
 // lookAtSource checks what the source promises when the host is lost.
 func (s *volumeScenario) lookAtSource() {
-	live, durable := make([]byte, s.size), make([]byte, s.size)
-	s.source.Peek(live, 0)
-	s.source.PeekDurable(durable, 0)
+	live, durable := s.tools.buffers(s.size)
 	if n := s.source.Strays(); n > 0 {
 		s.fail("%d changes of an image that another owner had taken", n)
 	}
 	switch s.mode {
 	case cache.Around, cache.Through:
+		s.source.Peek(live, 0)
+		s.source.PeekDurable(durable, 0)
 		if err := s.model.check(live, 0, s.model.reading(s.model.tick())); err != nil {
 			s.fail("the source has not what was acknowledged: %v", err)
 		}
@@ -73,16 +74,17 @@ func (s *volumeScenario) lookAtSource() {
 		}
 		return
 	case cache.Back:
+		s.source.Peek(live, 0)
 		if err := s.model.ordered(live); err != nil {
 			s.fail("host lost: %v", err)
 		}
-		left := make([]byte, s.size)
-		s.source.After(faulty.Chance, s.rng.Uint64())(left, 0)
-		if err := s.model.ordered(left); err != nil {
+		s.source.After(faulty.Chance, s.rng.Uint64())(live, 0)
+		if err := s.model.ordered(live); err != nil {
 			s.fail("host lost, and the repository's power: %v", err)
 		}
 	}
 	if !s.source.Undrained() {
+		s.source.PeekDurable(durable, 0)
 		if err := s.model.check(durable, 0, s.kept()); err != nil {
 			s.fail("no mark of undrained writes, and the source has not what was durable: %v", err)
 		}
@@ -114,9 +116,10 @@ func (s *volumeScenario) found() {
 
 // compare what the machine reads with what the source has.
 func (s *volumeScenario) compare(disk []byte, when string) {
-	source := make([]byte, s.size)
-	s.source.PeekDurable(source, 0)
-	if when != "after Settle" {
+	source, _ := s.tools.buffers(s.size)
+	if when == "after Settle" {
+		s.source.PeekDurable(source, 0)
+	} else {
 		s.source.Peek(source, 0)
 	}
 	if bytes.Equal(disk, source) {
@@ -147,7 +150,7 @@ func (s *volumeScenario) settle() error {
 	s.mu.Lock()
 	start := s.model.tick()
 	s.mu.Unlock()
-	s.marked = false
+	s.marked.Store(false)
 	err := s.volume.Settle(context.Background(), nil)
 	s.note("settle: %v", err)
 	if err != nil {

@@ -41,7 +41,29 @@ func (v *Violation) Error() string {
 
 // Run does one scenario. It is to be called in a bubble of testing/synctest, where time costs nothing.
 func Run(seed uint64, s Subject) (Result, error) {
-	r := &runner{subject: s, seed: seed, rng: rand.New(rand.NewPCG(seed, 0x70726f6f66))}
+	return RunWith(NewTools(), seed, s)
+}
+
+// Tools are what scenarios that run one after the other can share. Not safe for concurrent use.
+type Tools struct {
+	same          *same
+	live, durable []byte
+}
+
+// NewTools makes them.
+func NewTools() *Tools { return &Tools{same: newSame()} }
+
+// buffers of a size, of any content.
+func (t *Tools) buffers(size int64) (live, durable []byte) {
+	if int64(cap(t.live)) < size {
+		t.live, t.durable = make([]byte, size), make([]byte, size)
+	}
+	return t.live[:size], t.durable[:size]
+}
+
+// RunWith is Run with tools that were used before.
+func RunWith(tools *Tools, seed uint64, s Subject) (Result, error) {
+	r := &runner{tools: tools, subject: s, seed: seed, rng: rand.New(rand.NewPCG(seed, 0x70726f6f66))}
 	if s.Base != nil {
 		(&baseScenario{runner: r}).run()
 	} else {
@@ -55,6 +77,7 @@ func Run(seed uint64, s Subject) (Result, error) {
 
 // runner is what scenarios have in common.
 type runner struct {
+	tools   *Tools
 	subject Subject
 	seed    uint64
 	rng     *rand.Rand
@@ -101,8 +124,8 @@ func (r *runner) image(size int64) []byte {
 		case 1:
 			copy(p, b[:piece])
 		default:
-			for i := range p {
-				p[i] = byte(mix(uint64(at)<<8+uint64(i)/64) | 1)
+			for i := 0; i < len(p); i += sector {
+				copy(p[i:], r.tools.same[byte(mix(uint64(at)+uint64(i))|1)][:])
 			}
 		}
 	}

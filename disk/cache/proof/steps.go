@@ -13,7 +13,7 @@ import (
 // live is one run of the machine: operations by one to three clients until the host crashes or enough is done.
 func (s *volumeScenario) live() {
 	clients := 1 + s.rng.IntN(3)
-	for range 4 + s.rng.IntN(36) {
+	for range 4 + s.rng.IntN(24) {
 		if s.down() || s.failed() {
 			return
 		}
@@ -110,7 +110,7 @@ func (s *volumeScenario) write(offset, length int64, fua, quick bool) {
 	c := s.model.begin(&change{offset: offset, length: length})
 	s.mu.Unlock()
 	p := make([]byte, length)
-	c.fill(p, offset)
+	c.fill(s.tools.same, p, offset)
 	var done bool
 	var err error
 	if q, can := s.volume.(export.Quick); can && quick {
@@ -144,7 +144,9 @@ func (s *volumeScenario) answered(c *change, fua bool, err error) {
 	if err != nil && fua {
 		s.model.doubt()
 	}
-	s.marked = s.marked || err == nil
+	if err == nil {
+		s.marked.Store(true)
+	}
 	text := c.String()
 	s.mu.Unlock()
 	s.note("%s fua %v: %v", text, fua, err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,12 +39,12 @@ type volumeScenario struct {
 	// Why operations may fail: the host's own disk failed in this run; the repository is away; its power went.
 	local, away, shaken bool
 	// marked: Offline has written since the last Settle and power cut, so that it needs the repository no more.
-	marked bool
+	marked atomic.Bool
 }
 
 func (s *volumeScenario) run() {
 	s.mode, s.pinned = s.subject.Mode, true
-	image := s.image(int64(16+s.rng.IntN(112)) * 4096)
+	image := s.image(int64(16+s.rng.IntN(40)) * 4096)
 	s.size = int64(len(image))
 	if s.oneIn(3) { // the machine sees more than the image has
 		s.size += 1 + s.rng.Int64N(64<<10)
@@ -52,7 +53,7 @@ func (s *volumeScenario) run() {
 		s.size = int64(len(image))
 	}
 	if s.mode != cache.Offline && s.oneIn(2) {
-		s.capacity = int64(128<<10 + s.rng.IntN(256<<10))
+		s.capacity = int64(64<<10 + s.rng.IntN(192<<10))
 	}
 	s.disk = faulty.New(s.seed)
 	source, err := faulty.NewSource(s.seed, int64(len(image)))
@@ -66,10 +67,10 @@ func (s *volumeScenario) run() {
 	s.source = source
 	whole := make([]byte, s.size)
 	copy(whole, image)
-	s.model = NewModel(whole)
+	s.model = newModel(whole, s.tools.same)
 	s.note("%s: image of %d bytes, disk of %d, capacity %d", s.mode, len(image), s.size, s.capacity)
 
-	crashes := 2 + s.rng.IntN(4)
+	crashes := 2 + s.rng.IntN(7)
 	for round := 0; round <= crashes && !s.failed(); round++ {
 		if round < crashes && !s.oneIn(8) {
 			s.plan()
@@ -156,7 +157,7 @@ func (s *volumeScenario) excused(err error) bool {
 	case s.local:
 		return true
 	case s.away && s.mode == cache.Offline && s.loaded:
-		return !s.marked && fault.Is(err, fault.Unavailable) // what is written cannot be marked
+		return !s.marked.Load() && fault.Is(err, fault.Unavailable) // what is written cannot be marked
 	case s.away:
 		return true
 	case s.shaken && s.direct(): // also the length may be another
