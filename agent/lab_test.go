@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hayloft/disk"
+	"hayloft/disk/blockd"
 	"hayloft/disk/repository/drivers"
 	"hayloft/disk/way"
 	"hayloft/hypervisor"
@@ -122,7 +123,12 @@ func (h *labHost) arrive() {
 		h.t.Fatal(err)
 	}
 	h.closers = append(h.closers, func() { n.Close() })
-	w, err := way.New(way.Config{Root: filepath.Join(h.dir, "store"), Runner: command.Exec{}, Log: discard, GID: DefaultGID, Host: "node1"})
+	data, err := blockd.New(blockd.Config{StateDir: filepath.Join(h.dir, "blockd"), Log: discard})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.closers = append(h.closers, func() { data.Close() })
+	w, err := way.New(way.Config{Root: filepath.Join(h.dir, "store"), Runner: command.Exec{}, Log: discard, GID: DefaultGID, Host: "node1", Data: data})
 	if err != nil {
 		h.t.Fatal(err)
 	}
