@@ -1,6 +1,9 @@
 // Package fuse exports devices as files: one FUSE file system, one file per device. A file of immutable content is
 // kept in the kernel's page cache, and once its content is whole, opens of it are handed through to the file that has
 // it (FUSE passthrough), with no process in the data path. Other files are read and written directly.
+//
+// The process that serves files may open, read and write them itself, but not map them: a page fault that it would
+// have to answer itself can stop it for ever.
 package fuse
 
 import (

@@ -60,13 +60,16 @@ func TestPassthrough(t *testing.T) {
 			t.Errorf("%d bytes, %v", len(got), err)
 		}
 	}
+	if d.reads.Load() != reads {
+		t.Fatalf("the device was read %d times more", d.reads.Load()-reads)
+	}
 	m, err := unix.Mmap(int(first.Fd()), 0, 1<<20, unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil || !bytes.Equal(m, d.bytes()) {
 		t.Errorf("mapped: %v", err)
 	}
 	unix.Munmap(m)
 	if d.reads.Load() != reads {
-		t.Errorf("the device was read %d times more", d.reads.Load()-reads)
+		t.Errorf("mapped: the device was read %d times more", d.reads.Load()-reads)
 	}
 	d.fail(nil)
 	if _, err := before.ReadAt(make([]byte, 4096), 900_000); err != nil || d.reads.Load() == reads {

@@ -7,9 +7,11 @@ import (
 	"io"
 	nethttp "net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -20,7 +22,42 @@ import (
 	"hayloft/lab/httplab"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if path := os.Getenv("HAYLOFT_HTTP_CHILD"); path != "" {
+		statOnce(path)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// statOnce is a process that has proxies in its environment.
+func statOnce(path string) {
+	r, err := New(disk.Repository{ID: 7, Path: path})
+	if err == nil {
+		var info repository.Info
+		info, err = r.Stat(context.Background(), "a")
+		fmt.Print(info.Size, " ")
+	}
+	fmt.Println(err)
+	os.Exit(0)
+}
+
+// TestProxy: the environment says who is asked for what.
+func TestProxy(t *testing.T) {
+	asked := make(chan string, 10)
+	proxy := start(t, httplab.Config{Handler: nethttp.HandlerFunc(func(w nethttp.ResponseWriter, r *nethttp.Request) {
+		asked <- r.URL.String()
+		nethttp.ServeContent(w, r, "", time.Now(), strings.NewReader("through a proxy"))
+	})})
+	child := exec.CommandContext(t.Context(), os.Args[0])
+	child.Env = []string{"HAYLOFT_HTTP_CHILD=http://images.invalid/below", "HTTP_PROXY=" + proxy.URL, "GOCOVERDIR=" + t.TempDir()}
+	out, err := child.Output()
+	if err != nil || string(out) != "15 <nil>\n" {
+		t.Errorf("%s, %v", out, err)
+	}
+	if u := <-asked; u != "http://images.invalid/below/a" {
+		t.Error(u)
+	}
+}
 
 func start(t *testing.T, c httplab.Config) *httplab.Server {
 	t.Helper()
