@@ -175,6 +175,10 @@ func (w *waiting) end() {
 func (l *backlog) drained(ctx context.Context, report func(done, total int64)) error {
 	w := waiting{l: l}
 	defer w.end()
+	select {
+	case l.nudge <- struct{}{}:
+	default:
+	}
 	l.mu.Lock()
 	start, target := l.tail, l.head
 	for l.tail < target {
@@ -205,7 +209,20 @@ func (l *backlog) flush(ctx context.Context) error {
 	if l.sync() == nil {
 		return nil
 	}
-	return l.drained(ctx, nil)
+	if err := l.drained(ctx, nil); err != nil {
+		return err
+	}
+	return l.syncPast(ctx)
+}
+
+// syncPast syncs what was written past the log and failed, if there is any: what was read of it is to stay.
+func (l *backlog) syncPast(ctx context.Context) error {
+	if !l.v.present.held() {
+		return nil
+	}
+	return l.v.apart(ctx, change{}, func(ctx context.Context, _ change) error {
+		return l.v.patient(ctx, func() error { return l.v.syncSource(ctx) })
+	})
 }
 
 // mark has the source say that it lacks writes, before the first is acknowledged.
@@ -243,6 +260,9 @@ func (l *backlog) fence(err error) {
 
 func (l *backlog) settle(ctx context.Context, report func(done, total int64)) error {
 	if err := l.drained(ctx, report); err != nil {
+		return err
+	}
+	if err := l.syncPast(ctx); err != nil {
 		return err
 	}
 	if err := l.marking.take(ctx); err != nil {

@@ -32,6 +32,7 @@ type bitmap struct {
 	mu    sync.Mutex // of those who change it
 	block [mapBlock]byte
 	lost  bool // there is no file any more
+	hold  holdBack
 }
 
 func newBitmap(file storage.File, generation uint32, size int64) *bitmap {
@@ -164,28 +165,30 @@ func (m *bitmap) change(from, to int64, on bool) (changed int64, err error) {
 func (m *bitmap) changeBlock(from, to int64, on bool) (int64, error) {
 	block := from / bitsOfBlock
 	m.encode(block)
-	changed := 0
+	changed, filed := 0, false
 	for i := from; i < to; {
 		mask, next := wordMask(i, to)
-		at := m.block[8+8*(i/64-block*wordsOfBlock):]
-		old := binary.LittleEndian.Uint64(at)
+		old := m.words[i/64].Load()
 		now := old | mask
 		if !on {
 			now = old &^ mask
 		}
-		binary.LittleEndian.PutUint64(at, now)
 		changed += bits.OnesCount64(now ^ old)
+		filed = m.put(block, i/64, now) || filed
 		i = next
 	}
-	if changed == 0 {
-		return 0, nil
+	if filed {
+		if err := m.writeBlock(block); err != nil {
+			return 0, err
+		}
 	}
-	if err := m.writeBlock(block); err != nil {
-		return 0, err
-	}
-	for i := from; i < to; {
-		_, next := wordMask(i, to)
-		m.words[i/64].Store(binary.LittleEndian.Uint64(m.block[8+8*(i/64-block*wordsOfBlock):]))
+	for i := from; i < to && changed > 0; {
+		mask, next := wordMask(i, to)
+		if on {
+			m.words[i/64].Or(mask)
+		} else {
+			m.words[i/64].And(^mask)
+		}
 		i = next
 	}
 	if on {
@@ -196,11 +199,20 @@ func (m *bitmap) changeBlock(from, to int64, on bool) (int64, error) {
 	return int64(changed), nil
 }
 
+// put puts a word into m.block, without what is held back, and reports whether that changed it.
+func (m *bitmap) put(block, word int64, v uint64) bool {
+	at := m.block[8+8*(word-block*wordsOfBlock):]
+	v &^= m.heldBack(word)
+	changed := binary.LittleEndian.Uint64(at) != v
+	binary.LittleEndian.PutUint64(at, v)
+	return changed
+}
+
 // encode puts the words of a block into m.block.
 func (m *bitmap) encode(block int64) {
 	binary.LittleEndian.PutUint32(m.block[4:], m.generation)
-	for w := range int64(wordsOfBlock) {
-		binary.LittleEndian.PutUint64(m.block[8+8*w:], m.words[block*wordsOfBlock+w].Load())
+	for w := block * wordsOfBlock; w < (block+1)*wordsOfBlock; w++ {
+		m.put(block, w, m.words[w].Load())
 	}
 }
 

@@ -208,7 +208,7 @@ func (o *offline) writeBack(ctx context.Context, batch []copied) error {
 		if err := g.Wait(); err != nil {
 			return err
 		}
-		return v.remote.Sync()
+		return v.remote.sync()
 	})
 }
 

@@ -33,6 +33,12 @@ func (o *offline) load(ctx context.Context, report func(done, total int64)) erro
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(v.life, cancel)()
+	if v.state.Loaded == 0 {
+		// What a machine wrote before in another mode is to be there for good.
+		if err := v.patient(ctx, v.remote.sync); err != nil {
+			return err
+		}
+	}
 	in := copyIn{o: o, report: report, done: v.state.Loaded * chunkSize}
 	for first := v.state.Loaded; first < o.dirty.size; {
 		last := min(first+chunksOfWindow, o.dirty.size)

@@ -33,11 +33,24 @@ func (l *backlog) run() {
 			if err == nil {
 				break
 			}
-			if fault.Is(err, fault.Busy) || fault.Is(err, fault.Corrupt) || sleep(l.life, pause) != nil {
+			if fault.Is(err, fault.Busy) || fault.Is(err, fault.Corrupt) || !l.rest(pause) {
 				return
 			}
 		}
 	}
+}
+
+// rest waits before the next try, unless somebody asks for it; false when the log is closed.
+func (l *backlog) rest(pause time.Duration) bool {
+	t := time.NewTimer(pause)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-l.nudge:
+	case <-l.life.Done():
+		return false
+	}
+	return true
 }
 
 // note remembers why draining does not go on. Nothing goes on when the image is another's, or the log is not what was
@@ -105,7 +118,7 @@ func (l *backlog) drain(e *epoch) error {
 	if err := l.writeEpoch(e); err != nil {
 		return err
 	}
-	if err := l.v.remote.Sync(); err != nil {
+	if err := l.v.syncSource(l.life); err != nil {
 		return err
 	}
 	return l.advance(e)

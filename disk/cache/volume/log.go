@@ -49,7 +49,8 @@ type backlog struct {
 	direct  turn // who writes past the log
 
 	started bool
-	kick    chan struct{} // wakes the drain
+	kick    chan struct{} // wakes the drain when there may be something to do
+	nudge   chan struct{} // and when it rests after an error
 	life    context.Context
 	stop    context.CancelFunc
 	done    chan struct{} // the drain has ended

@@ -152,7 +152,13 @@ func (o *offline) change(ctx context.Context, c change, fua bool) error {
 	return nil
 }
 
-func (o *offline) flush(context.Context) error {
+// flush also sees to the mark: after a loss of power what is here may differ from the source without a write.
+func (o *offline) flush(ctx context.Context) error {
+	if !o.marked.Load() && o.dirty.count.Load() > 0 {
+		if err := o.mark(ctx); err != nil {
+			return err
+		}
+	}
 	return o.syncs.do(func() error {
 		if err := o.v.data.Sync(); err != nil {
 			return fmt.Errorf("data: %w", err)

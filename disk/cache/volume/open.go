@@ -48,6 +48,7 @@ func open(ctx context.Context, c cache.VolumeConfig) (_ *volume, err error) {
 		return nil, fault.Errorf(fault.Invalid, "its files are of %d bytes, more than %d", st.Size, c.Size)
 	}
 	v := newVolume(c, *st)
+	unsynced, wasClean := st.Unsynced, st.Clean
 	v.believed = st.Clean || st.Boot != "" && st.Boot == c.Boot
 	var u undo.Stack
 	defer u.Run()
@@ -66,6 +67,10 @@ func open(ctx context.Context, c cache.VolumeConfig) (_ *volume, err error) {
 	}
 	if err := v.takeOver(ctx, c, &u); err != nil {
 		return nil, err
+	}
+	if v.mode != cache.Offline && (unsynced || !fresh && !wasClean) {
+		v.present.holdAbsent() // what the last run wrote, the source may still lose
+		v.baseline(ctx)
 	}
 	v.limitTo(c)
 	if v.back != nil {
@@ -102,6 +107,7 @@ func newVolume(c cache.VolumeConfig, st state) *volume {
 	}
 	v.remote.Source, v.remote.size = c.Source, c.Size
 	v.flights.byChunk = map[int64]*flight{}
+	v.sourceSyncs = newGroupSync()
 	v.writers.byChunk = map[int64]*shared{}
 	v.residents.limit = -1
 	v.life, v.stop = context.WithCancel(context.Background())

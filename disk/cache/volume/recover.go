@@ -32,7 +32,7 @@ func openLog(v *volume, u *undo.Stack) (*backlog, error) {
 		maxPayload: min(maxPayload, h.ring/8/logAlign*logAlign),
 		head:       h.tail, tail: h.tail, sequence: h.sequence, tailNumber: h.sequence,
 		epochs: []*epoch{{number: h.epoch, start: h.tail, end: h.tail}},
-		kick:   make(chan struct{}, 1), done: make(chan struct{}),
+		kick:   make(chan struct{}, 1), nudge: make(chan struct{}, 1), done: make(chan struct{}),
 		syncs: newGroupSync(), marking: newTurn(), direct: newTurn(),
 	}
 	l.tailNow.Store(h.tail)

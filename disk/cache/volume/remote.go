@@ -21,6 +21,7 @@ type remote struct {
 	mu     sync.Mutex
 	known  bool
 	length int64 // of the source
+	floor  int64 // that a loss of power leaves of it
 
 	read, written atomic.Int64 // bytes
 }
@@ -36,6 +37,9 @@ func (r *remote) endLocked() (int64, error) {
 		r.length = r.Source.Size()
 		if r.length < 0 || r.length > r.size {
 			return 0, fault.Errorf(fault.Invalid, "the image has %d bytes, more than the volume's %d", r.length, r.size)
+		}
+		if r.length < r.size {
+			r.floor = r.length // nobody has made it longer
 		}
 		r.known = true
 	}
@@ -58,8 +62,38 @@ func (r *remote) readAt(p []byte, offset int64) error {
 	switch {
 	case n == len(inside):
 		return nil
+	case (err == nil || err == io.EOF) && r.shrunk(offset+int64(len(inside))):
+		return r.readAt(p, offset)
 	case err == nil || err == io.EOF:
 		return fault.Errorf(fault.Corrupt, "image: %d bytes instead of %d at byte %d", n, len(inside), offset)
+	}
+	return err
+}
+
+// shrunk reports whether the source has become shorter than to: a loss of power took back that it was made longer.
+func (r *remote) shrunk(to int64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.Source.Size()
+	if now < r.floor || now >= to || now >= r.length {
+		return false
+	}
+	r.length = now
+	return true
+}
+
+// sync makes durable what was written before.
+func (r *remote) sync() error {
+	r.mu.Lock()
+	length := r.length
+	r.mu.Unlock()
+	err := r.Source.Sync()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err == nil {
+		r.floor = max(r.floor, length)
+	} else {
+		r.known = false // it may have become shorter
 	}
 	return err
 }

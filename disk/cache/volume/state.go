@@ -34,6 +34,8 @@ type state struct {
 	// same run of the operating system; nothing otherwise.
 	Boot  string `json:"boot"`
 	Clean bool   `json:"clean"`
+	// Unsynced: it was closed with changes in the source that this had not synced.
+	Unsynced bool `json:"unsynced,omitempty"`
 	// Generation is that of the map's blocks; those of another are empty.
 	Generation uint32 `json:"generation"`
 	// Loaded is how many chunks from the start an OFFLINE volume holds durably; Complete when all and their dirty

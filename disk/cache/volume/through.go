@@ -48,6 +48,7 @@ func (v *volume) applyAs(ctx context.Context, c change, keep bool, patience time
 		}
 		return v.remote.writeAt(c.p, c.offset)
 	})
+	v.present.holdBack(chunksIn(c.offset, c.length))
 	v.endUpdate(u, err == nil && keep)
 	return err
 }

@@ -48,15 +48,17 @@ type volume struct {
 	patience time.Duration
 	log      *slog.Logger
 
-	remote    remote
-	data      storage.File
-	present   *bitmap
-	residents residents
-	ranges    ranges
-	flights   flights
-	writers   writers
-	back      *backlog // BACK
-	offline   *offline // OFFLINE
+	remote      remote
+	sourceSyncs groupSync
+	lateSync    atomic.Pointer[error]
+	data        storage.File
+	present     *bitmap
+	residents   residents
+	ranges      ranges
+	flights     flights
+	writers     writers
+	back        *backlog // BACK
+	offline     *offline // OFFLINE
 
 	stateMu  sync.Mutex
 	state    state
@@ -171,14 +173,58 @@ func (v *volume) change(ctx context.Context, c change, fua bool) error {
 	})
 }
 
-// syncSource is not done again after an error: what the source lost, a second sync does not bring back. The cache may
-// have it still, and drops it, so that reads now and later agree.
-func (v *volume) syncSource(ctx context.Context) error {
-	err := v.remote.Sync()
-	if err == nil {
-		return nil
+// syncSource makes durable what the source has; many share one sync. Bits of chunks that were changed since the last
+// one go on file only now: until then the source may lose what they hold. It is not done again after an error: what
+// the source lost, a second sync does not bring back. The cache drops it too, so that reads now and later agree.
+func (v *volume) syncSource(context.Context) error {
+	return v.sourceSyncs.do(func() error {
+		v.present.beginSync()
+		err := v.remote.sync()
+		if late := v.lateSync.Swap(nil); late != nil {
+			err = errors.Join(err, *late)
+		}
+		if err == nil {
+			if err := v.present.endSync(); err != nil {
+				v.local(err)
+				return v.loseMap()
+			}
+			return nil
+		}
+		for c := range v.present.doubtful() {
+			if err := v.forget(v.life, c, c+1); err != nil {
+				return err
+			}
+		}
+		return err
+	})
+}
+
+// baselinePatience is for how long Open and Close wait for the source to sync what machines wrote before.
+const baselinePatience = 10 * time.Second
+
+// baseline makes durable in the source what was written before now: an error would not be told to those who wrote
+// it. When the source does not do that, what is read of it is not believed after the next Open. An error that comes
+// too late is the next flush's.
+func (v *volume) baseline(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, baselinePatience)
+	defer cancel()
+	gaveUp := false
+	var mu sync.Mutex
+	err := v.apart(ctx, change{}, func(ctx context.Context, _ change) error {
+		err := v.syncSource(ctx)
+		mu.Lock()
+		defer mu.Unlock()
+		if gaveUp && err != nil {
+			v.lateSync.Store(&err)
+		}
+		return err
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	gaveUp = true
+	if err != nil {
+		v.log.Warn("source did not sync what was written before", "volume", v.name, "error", err)
 	}
-	return errors.Join(err, v.forget(ctx, 0, v.present.size))
 }
 
 // Flush implements export.Device.
@@ -363,6 +409,9 @@ func (v *volume) Close() error {
 		return nil
 	}
 	v.closeMu.Unlock()
+	if v.mode != cache.Offline && v.present.held() {
+		v.baseline(v.life)
+	}
 	v.stop()
 	idle := make(chan struct{})
 	go func() {
@@ -399,7 +448,7 @@ func (v *volume) shut() error {
 		}
 	}
 	if errors.Join(errs...) == nil {
-		v.state.Clean = true
+		v.state.Clean, v.state.Unsynced = true, v.present.held()
 		errs = append(errs, v.state.write(v.dir))
 	}
 	return errors.Join(append(errs, v.closeFiles())...)
