@@ -6,7 +6,8 @@ import (
 	"hayloft/wire"
 )
 
-// goalSuspended: memory saved on this host, domain gone, disks kept.
+// goalSuspended: memory saved on this host, domain gone, disks kept. What modes BACK and OFFLINE keep here is not
+// drained: the machine comes back here, and the data path goes on draining by itself.
 func (p *pass) goalSuspended(ctx context.Context) error {
 	if err := p.saveMemory(ctx); err != nil {
 		return err

@@ -27,7 +27,7 @@ func vmActions() []vmAction {
 		{"release", "Let held machines be placed", "hayloft vm release 3..7 --wait", "", "running"},
 		{"poweroff", "Shut machines down; they keep their disks and their host", "hayloft vm poweroff web-1 --wait", "cut the power, without asking the guest", "poweroff"},
 		{"resume", "Start machines that are off, suspended, stopped or undeployed", "hayloft vm resume web-1 --wait", "", "running"},
-		{"suspend", "Save machines with their memory on their host", "hayloft vm suspend web-1", "", "suspended"},
+		{"suspend", "Save machines with their memory on their host; what CACHE_MODE BACK has not drained stays there too", "hayloft vm suspend web-1", "", "suspended"},
 		{"stop", "Save machines with their memory and leave their hosts", "hayloft vm stop web-1 web-2", "", "stopped"},
 		{"undeploy", "Shut machines down and leave their hosts", "hayloft vm undeploy web-1", "cut the power, without asking the guest", "undeployed"},
 		{"reboot", "Boot running machines again", "hayloft vm reboot web-1", "reset, without asking the guest", ""},
