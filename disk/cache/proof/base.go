@@ -72,6 +72,7 @@ func (s *baseScenario) run() {
 		s.donate(chunk)
 	}
 	s.note("image of %d bytes in chunks of %d, %d of data, capacity %d, %d donors", len(s.image), chunk, index.DataBytes(), s.capacity, len(s.donors))
+	defer s.shut()
 	crashes := 2 + s.rng.IntN(7)
 	for round := 0; round <= crashes && !s.failed(); round++ {
 		if round < crashes && !s.oneIn(6) {
@@ -91,7 +92,6 @@ func (s *baseScenario) run() {
 		}
 		s.crash()
 	}
-	s.shut()
 }
 
 func (s *baseScenario) down() bool { return s.disk.Crashed().Err() != nil }

@@ -79,3 +79,31 @@ func TestWhatIsWrongIsCaught(t *testing.T) {
 		}
 	}
 }
+
+func TestARightBasePasses(t *testing.T) {
+	tools := NewTools()
+	for seed := range uint64(200) {
+		if _, err := scenario(t, tools, seed, Subject{Name: "naive base", Base: openNaiveBase("")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAWrongBaseIsCaught(t *testing.T) {
+	for _, defect := range []string{
+		"does not verify", "takes what is short for whole", "believes donors", "sets bits before data is durable",
+		"punches before the bit is durably gone", "keeps more than its capacity", "complete before it is durable",
+		"completed before the mark is durable", "does not sync", "fetches again", "calls all zeros", "meets chunks again",
+	} {
+		t.Run(defect, func(t *testing.T) {
+			tools := NewTools()
+			for seed := range uint64(1000) {
+				if _, err := scenario(t, tools, seed, Subject{Name: "naive base", Base: openNaiveBase(defect)}); err != nil {
+					t.Logf("caught by seed %d: %s", seed, err.(*Violation).What)
+					return
+				}
+			}
+			t.Fatal("not caught")
+		})
+	}
+}

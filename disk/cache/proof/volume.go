@@ -70,6 +70,7 @@ func (s *volumeScenario) run() {
 	s.model = newModel(whole, s.tools.same)
 	s.note("%s: image of %d bytes, disk of %d, capacity %d", s.mode, len(image), s.size, s.capacity)
 
+	defer s.shut()
 	crashes := 2 + s.rng.IntN(7)
 	for round := 0; round <= crashes && !s.failed(); round++ {
 		if round < crashes && !s.oneIn(8) {
@@ -87,7 +88,6 @@ func (s *volumeScenario) run() {
 		}
 		s.crash()
 	}
-	s.shut()
 }
 
 // plan the crash, mostly soon: opening and recovery are to be hit, too.
