@@ -79,10 +79,11 @@ type base struct {
 	aheads  int             // read-aheads under way
 	closed  bool
 
-	gate   *gate
-	away   atomic.Bool // the repository is known to be unavailable
-	source source
-	kinOf  func() kin
+	buffers sync.Pool // of maxRun bytes
+	gate    *gate
+	away    atomic.Bool // the repository is known to be unavailable
+	source  source
+	kinOf   func() kin
 
 	saving       sync.Mutex // one at a time changes what is durable
 	presence     *presence  // nil when the base was complete at Open

@@ -143,3 +143,27 @@ func TestALargerCacheShrinksWhenItIsOpened(t *testing.T) {
 	}
 	b.check(o.Reader(nil), 0, len(b.data))
 }
+
+func TestLargeReadsSideBySide(t *testing.T) {
+	b := newBench(t, content(strings.Repeat("d", 1200), 5)) // 4.7 MiB, all of whose fetches are large
+	o := b.open(func(c *cache.BaseConfig) { c.Capacity = 2 << 20 })
+	var all sync.WaitGroup
+	for k := range 6 {
+		all.Go(func() {
+			r, random := o.Reader(nil), rand.New(rand.NewPCG(3, uint64(k)))
+			p := make([]byte, 3<<20)
+			for range 8 {
+				q := p[:1<<20+random.IntN(2<<20)]
+				at := random.Int64N(int64(len(b.data) - len(q)))
+				if err := r.ReadAt(context.Background(), q, at); err != nil || !bytes.Equal(q, b.data[at:at+int64(len(q))]) {
+					t.Errorf("reader %d at %d: wrong bytes, %v", k, at, err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	if o.Status().Evicted == 0 {
+		t.Fatal("nothing was evicted")
+	}
+}

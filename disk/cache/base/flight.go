@@ -33,7 +33,8 @@ type flight struct {
 	stored error         // why it is not in the data file
 
 	since   time.Time
-	waiters int // protected by base.mu
+	waiters int  // protected by base.mu
+	landed  bool // likewise
 }
 
 // of reports whether chunk i is on this flight.
@@ -105,6 +106,8 @@ func (b *base) land(f *flight) {
 			delete(b.flights, i)
 		}
 	}
+	f.landed = true
+	b.recycle(f)
 	b.mu.Unlock()
 	close(f.done)
 }
@@ -112,7 +115,7 @@ func (b *base) land(f *flight) {
 func (b *base) fill(f *flight) {
 	start, _ := b.index.Range(f.first)
 	end, length := b.index.Range(f.first + f.count - 1)
-	f.buf = make([]byte, end+int64(length)-start)
+	f.buf = b.buffer(int(end + int64(length) - start))
 	if f.twin >= 0 {
 		if f.err = b.readChunk(b.ctx, f.buf, f.twin); f.err == nil {
 			b.keep(f, f.first, 1)
@@ -137,6 +140,25 @@ func (b *base) fill(f *flight) {
 			b.fetch(f, i, n)
 		}
 		i += n + 1
+	}
+}
+
+// buffer gives n bytes of any content.
+func (b *base) buffer(n int) []byte {
+	if n <= maxRun/4 || n > maxRun {
+		return make([]byte, n)
+	}
+	if p, ok := b.buffers.Get().(*[maxRun]byte); ok {
+		return p[:n]
+	}
+	return new([maxRun]byte)[:n]
+}
+
+// recycle keeps the buffer of a flight that has landed and that nobody waits for any more. b.mu is held.
+func (b *base) recycle(f *flight) {
+	if f.landed && f.waiters == 0 && cap(f.buf) == maxRun {
+		b.buffers.Put((*[maxRun]byte)(f.buf[:maxRun]))
+		f.buf = nil
 	}
 }
 
@@ -244,7 +266,7 @@ func (b *base) fetchPatiently(f *flight, i, n int) error {
 
 // replace gives the flight another buffer, with what the old one has besides p.
 func (b *base) replace(f *flight, p []byte) {
-	fresh := make([]byte, len(f.buf))
+	fresh := b.buffer(len(f.buf))
 	before := cap(f.buf) - cap(p) // p is a part of buf
 	copy(fresh, f.buf[:before])
 	copy(fresh[before+len(p):], f.buf[before+len(p):])

@@ -149,6 +149,7 @@ func (b *base) leave(seats []seat) {
 	defer b.mu.Unlock()
 	for _, s := range seats {
 		s.waiters--
+		b.recycle(s.flight)
 	}
 }
 
