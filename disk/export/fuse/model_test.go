@@ -14,7 +14,7 @@ import (
 // Go process that serves what it has mapped itself can stop for ever, in a page fault that the collector waits for.
 func TestModel(t *testing.T) {
 	f := mount(t)
-	const size = 300_001
+	const size = 100_001
 	rapid.Check(t, func(t *rapid.T) {
 		d := newRAM(size)
 		path, err := f.Add("disk", d, Options{})
@@ -30,7 +30,7 @@ func TestModel(t *testing.T) {
 		fd := int(file.Fd())
 		model := make([]byte, size)
 		offset := func() int64 { return rapid.Int64Range(0, size-1).Draw(t, "offset") }
-		length := func(offset int64) int64 { return min(rapid.Int64Range(1, 70_000).Draw(t, "length"), size-offset) }
+		length := func(offset int64) int64 { return min(rapid.Int64Range(1, 20_000).Draw(t, "length"), size-offset) }
 		t.Repeat(map[string]func(*rapid.T){
 			"write": func(t *rapid.T) {
 				at := offset()
