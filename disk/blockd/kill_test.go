@@ -11,9 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,13 +24,14 @@ import (
 )
 
 const (
-	kills   = 6
-	killMin = 20 * time.Millisecond
-	killMax = 150 * time.Millisecond
+	kills    = 6
+	killMost = 100 * time.Millisecond
+	between  = 8 // acknowledgements at least
 )
 
-// killer kills the process that k keeps with -9 at random moments, n times; done is closed after the last time.
-func killer(t testing.TB, k *Keeper, n int) (done chan struct{}) {
+// killer kills the process that k keeps with -9 at random moments, n times, but not before something was
+// acknowledged since the last time; done is closed after the last.
+func killer(t testing.TB, k *Keeper, n int, acknowledged *atomic.Int64) (done chan struct{}) {
 	done = make(chan struct{})
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -38,7 +39,13 @@ func killer(t testing.TB, k *Keeper, n int) (done chan struct{}) {
 	go func() {
 		defer close(done)
 		for range n {
-			time.Sleep(killMin + time.Duration(r.Int64N(int64(killMax-killMin)))) // the moment is what is random
+			for end, before := time.Now().Add(30*time.Second), acknowledged.Load(); acknowledged.Load() < before+between; time.Sleep(time.Millisecond) {
+				if time.Now().After(end) {
+					t.Error("nothing is acknowledged any more")
+					return
+				}
+			}
+			time.Sleep(time.Duration(r.Int64N(int64(killMost)))) // the moment is what is random
 			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 			s, err := k.Client().Status(ctx)
 			cancel()
@@ -53,17 +60,21 @@ func killer(t testing.TB, k *Keeper, n int) (done chan struct{}) {
 }
 
 // acknowledged is the counter of a writer in a file of its own, outside of what is tested.
-type acknowledged struct{ file *os.File }
+type acknowledged struct {
+	file  *os.File
+	count *atomic.Int64
+}
 
 func newAcknowledged(t testing.TB, dir string) acknowledged {
 	f, err := os.Create(filepath.Join(dir, "acknowledged"))
 	must(t, err)
 	t.Cleanup(func() { f.Close() })
-	return acknowledged{f}
+	return acknowledged{f, new(atomic.Int64)}
 }
 
 func (a acknowledged) note(block int, serial uint64) error {
 	_, err := a.file.WriteAt(binary.BigEndian.AppendUint64(nil, serial), int64(block)*8)
+	a.count.Add(1)
 	return err
 }
 
@@ -98,7 +109,7 @@ func TestKilledWhileWritten(t *testing.T) {
 			e := b.volumeExport("12.0", img, mode)
 			must(t, k.Client().Export(t.Context(), e))
 			acks := newAcknowledged(t, b.dir)
-			done := killer(t, k, kills)
+			done := killer(t, k, kills, acks.count)
 			const writers = 4
 			blocks := len(want) / block
 			var group sync.WaitGroup
@@ -193,7 +204,8 @@ func TestKilledWhileFilled(t *testing.T) {
 	e := b.baseExport("1.0", img)
 	must(t, k.Client().Export(t.Context(), e))
 	must(t, k.Client().Preload(t.Context(), Preload{Digest: img.Digest, All: true, Background: true, Rate: 20 << 20}, nil))
-	done := killer(t, k, kills)
+	var reads atomic.Int64
+	done := killer(t, k, kills, &reads)
 	var group sync.WaitGroup
 	for w := range 3 {
 		group.Go(func() {
@@ -217,6 +229,7 @@ func TestKilledWhileFilled(t *testing.T) {
 					t.Errorf("%d bytes at %d differ, %v", len(p), at, err)
 					return
 				}
+				reads.Add(1)
 			}
 		})
 	}
@@ -241,7 +254,7 @@ func TestQEMUGoesOn(t *testing.T) {
 			must(t, k.Client().Export(t.Context(), e))
 			acks := newAcknowledged(t, b.dir)
 			q := startQEMU(t, e.Path)
-			done := killer(t, k, kills)
+			done := killer(t, k, kills/2, acks.count)
 			r := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
 			blocks, written := len(want)/block, 0
 			for over := false; !over; written++ {
@@ -268,7 +281,7 @@ func TestQEMUGoesOn(t *testing.T) {
 			defer cancel()
 			must(t, k.Client().Settle(ctx, "12.0", nil))
 			same(t, "in the repository", b.inRepository(img), want)
-			t.Logf("%d writes acknowledged, %d kills", written, kills)
+			t.Logf("%d writes acknowledged, %d kills", written, kills/2)
 		})
 	}
 }
@@ -295,30 +308,37 @@ func startQEMU(t testing.TB, socket string) *qemu {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
+	limit := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
+	t.Cleanup(func() { limit.Stop() })
+	_, err = q.said()
+	must(t, err)
 	return q
 }
 
-// do carries out one command: what it prints contains good. The length of a command that cannot be tells its end.
+// do carries out one command: what it prints contains good.
 func (q *qemu) do(command, good string) error {
-	mark := "mark" + strconv.Itoa(len(command))
-	if _, err := fmt.Fprintf(q.in, "%s\n%s\n", command, mark); err != nil {
+	if _, err := fmt.Fprintln(q.in, command); err != nil {
 		return err
 	}
-	var text strings.Builder
-	for {
-		line, err := q.out.ReadString('\n')
-		if strings.Contains(line, mark) {
-			break
-		}
-		text.WriteString(line)
-		if err != nil {
-			return fmt.Errorf("qemu-io: %s: %w: %s", command, err, text.String())
-		}
-	}
-	if said := text.String(); !strings.Contains(said, good) || strings.Contains(said, "fail") || strings.Contains(said, "rror") {
-		return fmt.Errorf("qemu-io: %s: %s", command, said)
+	said, err := q.said()
+	if err != nil || !strings.Contains(said, good) || strings.Contains(said, "fail") || strings.Contains(said, "rror") {
+		return fmt.Errorf("qemu-io: %s: %s, %w", command, said, err)
 	}
 	return nil
+}
+
+// said is what it prints up to the next prompt. More than one command at a time it would not see.
+func (q *qemu) said() (string, error) {
+	const prompt = "qemu-io> "
+	var text strings.Builder
+	for !strings.HasSuffix(text.String(), prompt) {
+		c, err := q.out.ReadByte()
+		if err != nil {
+			return text.String(), err
+		}
+		text.WriteByte(c)
+	}
+	return strings.TrimSuffix(text.String(), prompt), nil
 }
 
 func (q *qemu) quit() {
