@@ -33,6 +33,7 @@ type fakeData struct {
 	dirty   map[string]int64 // undrained bytes by export
 	fail    map[string]error // by method
 	calls   []string
+	failAt  int // the call to fail, counted from 1 and back to 0; 0: none
 }
 
 type fakeBase struct {
@@ -51,6 +52,11 @@ var _ blockd.Service = (*fakeData)(nil)
 
 func (f *fakeData) called(what, of string) error {
 	f.calls = append(f.calls, what+" "+of)
+	if f.failAt > 0 {
+		if f.failAt--; f.failAt == 0 {
+			return fault.Errorf(fault.Unavailable, "the data path fails in %s %s", what, of)
+		}
+	}
 	return f.fail[what]
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/blockd"
+	"hayloft/disk/export/nbd"
 	"hayloft/disk/repository"
 	"hayloft/image"
 	"hayloft/internal/command"
@@ -25,8 +26,7 @@ func (w *Way) flatten(ctx context.Context, path string, d diskRecord, partial bo
 		return w.convert(ctx, node{"driver": "qcow2", "file": node{"driver": "file", "filename": path}}, o.Size, out, report)
 	}
 	// qemu-img cannot be told of another file below than the one in the header.
-	report(0, o.Size)
-	if err := w.copyOut(ctx, exportNode(*d.Export), out); err != nil {
+	if _, err := w.copyExport(ctx, *d.Export, out, func(done, _ int64) { report(done, o.Size) }); err != nil {
 		return nil, err
 	}
 	if err := out.SetSize(o.Size); err != nil {
@@ -41,14 +41,54 @@ func (w *Way) flatten(ctx context.Context, path string, d diskRecord, partial bo
 // node describes a way to bytes (QEMU's BlockdevOptions).
 type node map[string]any
 
-func exportNode(e blockd.Export) node {
-	return node{"driver": "raw", "file": node{"driver": "nbd", "server": node{"type": "unix", "path": e.Path}}}
+// copyExport copies what an export gives, with its index.
+func (w *Way) copyExport(ctx context.Context, e blockd.Export, out repository.Writer, report func(done, total int64)) (*image.Index, error) {
+	if err := w.exportAgain(ctx, e); err != nil {
+		return nil, err
+	}
+	src, err := nbd.Dial(ctx, "unix", e.Path, "")
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	if err := out.SetSize(src.Size()); err != nil {
+		return nil, err
+	}
+	index, _, err := image.Scan(ctx, out, src, src.Size(), func(done int64) { report(done, src.Size()) })
+	return index, err
+}
+
+// exportAgain makes sure that an export which should be there can be read.
+func (w *Way) exportAgain(ctx context.Context, e blockd.Export) error {
+	data, err := w.data()
+	if err != nil {
+		return err
+	}
+	if err := w.makeSockets(); err != nil {
+		return err
+	}
+	return data.Export(ctx, e)
 }
 
 // convert has QEMU copy what is at the end of a way.
 func (w *Way) convert(ctx context.Context, from node, size int64, out repository.Writer, report func(done, total int64)) (*image.Index, error) {
+	local, ok := out.(repository.Local)
+	if !ok {
+		return nil, fault.Errorf(fault.Unsupported, "saving a disk needs a repository with local files")
+	}
+	text, err := json.Marshal(from)
+	if err != nil {
+		return nil, err
+	}
 	report(0, size)
-	if err := w.copyOut(ctx, from, out); err != nil {
+	// -U: QEMU has the disk open while the machine is frozen.
+	_, err = w.config.Runner.Run(ctx, command.Cmd{Name: "qemu-img", Args: []string{"convert", "-q", "-U", "-W", "-S", "64k",
+		"-O", "raw", "json:" + string(text), local.LocalPath()}})
+	var e *command.Error
+	if errors.As(err, &e) && strings.Contains(e.Stderr, "No space left") {
+		err = fault.As(fault.OutOfSpace, err)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return rescan(ctx, out, size, report)
@@ -57,25 +97,6 @@ func (w *Way) convert(ctx context.Context, from node, size int64, out repository
 func rescan(ctx context.Context, out repository.Writer, size int64, report func(done, total int64)) (*image.Index, error) {
 	index, _, err := image.Scan(ctx, nil, out, size, func(done int64) { report(done, size) })
 	return index, err
-}
-
-func (w *Way) copyOut(ctx context.Context, from node, out repository.Writer) error {
-	local, ok := out.(repository.Local)
-	if !ok {
-		return fault.Errorf(fault.Unsupported, "saving a disk needs a repository with local files")
-	}
-	text, err := json.Marshal(from)
-	if err != nil {
-		return err
-	}
-	// -U: QEMU has the disk open while the machine is frozen.
-	_, err = w.config.Runner.Run(ctx, command.Cmd{Name: "qemu-img", Args: []string{"convert", "-q", "-U", "-W", "-S", "64k",
-		"-O", "raw", "json:" + string(text), local.LocalPath()}})
-	var e *command.Error
-	if errors.As(err, &e) && strings.Contains(e.Stderr, "No space left") {
-		err = fault.As(fault.OutOfSpace, err)
-	}
-	return err
 }
 
 // mapped is a range of a disk, as qemu-img map gives it.

@@ -14,7 +14,6 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk"
-	"hayloft/disk/blockd"
 	"hayloft/disk/cache"
 	"hayloft/disk/localstore"
 	"hayloft/disk/repository"
@@ -122,10 +121,7 @@ func (w *Way) saveDisk(ctx context.Context, r *record, d diskRecord, out reposit
 		if d.Export == nil {
 			return nil, fault.Errorf(fault.WrongState, "is not exported")
 		}
-		if err := w.exportAgain(ctx, *d.Export); err != nil {
-			return nil, err
-		}
-		return w.convert(ctx, exportNode(*d.Export), d.Size, out, report)
+		return w.copyExport(ctx, *d.Export, out, report)
 	case d.Kind == overlay || d.Kind == whole && d.Mode != cache.None:
 		partial, err := w.isPartial(ctx, d)
 		if err != nil {
@@ -134,16 +130,11 @@ func (w *Way) saveDisk(ctx context.Context, r *record, d diskRecord, out reposit
 		if partial && d.Export == nil {
 			return nil, fault.Errorf(fault.NotFound, "base %s is not on this host", d.Digest)
 		}
-		if partial {
-			if err := w.exportAgain(ctx, *d.Export); err != nil {
-				return nil, err
-			}
-		}
 		if d.Kind == overlay {
 			return w.flatten(ctx, path, d, partial, out, report)
 		}
 		if partial {
-			return w.convert(ctx, exportNode(*d.Export), d.Export.Base.Image.Size, out, report)
+			return w.copyExport(ctx, *d.Export, out, report)
 		}
 		if path, err = w.store.Path(d.Digest, localstore.Data); err != nil {
 			return nil, err
@@ -155,18 +146,6 @@ func (w *Way) saveDisk(ctx context.Context, r *record, d diskRecord, out reposit
 		}
 	}
 	return copyFile(ctx, path, out, report)
-}
-
-// exportAgain makes sure that an export which should be there can be read.
-func (w *Way) exportAgain(ctx context.Context, e blockd.Export) error {
-	data, err := w.data()
-	if err != nil {
-		return err
-	}
-	if err := w.makeSockets(); err != nil {
-		return err
-	}
-	return data.Export(ctx, e)
 }
 
 // copyFile copies a local raw file sparsely, with its index.

@@ -221,3 +221,57 @@ func TestTakenImage(t *testing.T) {
 	}
 	b.nothing()
 }
+
+// TestDataPathFailsAnywhere: whichever call of Prepare or Remove fails, nothing is left, or the next Remove takes it.
+func TestDataPathFailsAnywhere(t *testing.T) {
+	b := newFakeBench(t, 0)
+	s, img := b.mine("BACK"), b.image("tiny", 1)
+	r := b.request(1, s, disk.Spec{ID: 2, Volatile: "fs", Size: 4096})
+	r.Disks = append(r.Disks, disk.Spec{ID: 1, Image: img, Preload: 4096}, disk.Spec{ID: 3, Image: b.image("small", 2), Preload: disk.PreloadAuto})
+	r.Files = []disk.Image{*b.image("kernel", 3)}
+	steps := 0
+	for prepared := false; !prepared; steps++ {
+		b.data.failAt = steps + 1
+		_, err := b.way.Prepare(t.Context(), r, nil)
+		prepared = err == nil
+		b.data.failAt = 0
+		if !prepared && (!fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "machine 1: ")) {
+			t.Errorf("call %d: %v", steps, err)
+		}
+		if prepared {
+			break
+		}
+		b.nothing()
+		if err := b.way.Remove(t.Context(), 1, b.dir(1)); err != nil {
+			t.Error(err)
+		}
+	}
+	if steps < 10 {
+		t.Errorf("Prepare calls the data path only %d times", steps)
+	}
+	for steps = 1; ; steps++ {
+		b.data.dirty["1.0"] = 9
+		b.data.failAt = steps
+		err := b.way.Remove(t.Context(), 1, "")
+		b.data.failAt = 0
+		if err == nil {
+			break
+		}
+		if m, _ := b.way.Machines(t.Context()); len(m) != 1 || !strings.Contains(err.Error(), "machine 1: disk ") {
+			t.Errorf("call %d: %v, machines %v", steps, err, m)
+		}
+		if steps == 1 && b.data.dirty["1.0"] != 9 {
+			t.Error("lost what was not drained")
+		}
+		b.reopen(0)
+		if err := b.way.Remove(t.Context(), 1, ""); err != nil {
+			t.Error(err)
+		}
+		b.nothing()
+		b.prepare(r)
+	}
+	if steps < 4 {
+		t.Errorf("Remove calls the data path only %d times", steps-1)
+	}
+	b.nothing()
+}
