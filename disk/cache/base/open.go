@@ -119,10 +119,10 @@ func (b *base) openPartial() (ok bool, err error) {
 		return false, err
 	}
 	lost, err := b.presence.load(file)
-	if err == nil && b.capacity > 0 {
-		// A process that was killed may have left it written but not synced: what it does not claim now, and may
-		// be punched, it must not claim again after a power cut.
-		err = file.Sync()
+	if err == nil {
+		// A process that was killed may have left bits and names that are not durable. What is here now must be here
+		// after a power cut, too; and what is not claimed now, and may be punched, must not be claimed again.
+		err = errors.Join(file.Sync(), b.dir.Sync())
 	}
 	if err == nil {
 		b.data, err = b.openData()

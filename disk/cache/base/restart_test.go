@@ -34,6 +34,31 @@ func TestWhatWasSyncedIsFoundAfterAKill(t *testing.T) {
 	}
 }
 
+func TestWhatAKilledOpenLeftIsMadeDurable(t *testing.T) {
+	for crash := int64(1); ; crash++ {
+		b := newBench(t, content("ddd", 0))
+		config := cache.BaseConfig{Name: "debian", Dir: b.disk.Dir(), Index: b.index, Open: b.repo.Open}
+		b.disk.CrashAfter(crash)
+		o, err := Open(context.Background(), config)
+		if err == nil {
+			if o.Close(); crash < 8 {
+				t.Fatalf("opened in %d changes", crash)
+			}
+			return
+		}
+		b.disk.Kill() // the process alone: what it did stays, durable or not
+		again := b.open(nil)
+		b.check(again.Reader(nil), 0, chunk)
+		if err := again.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		b.disk.CutAs(faulty.Nothing)
+		if !b.try(b.open(nil).Reader(nil), 0, chunk) {
+			t.Fatalf("killed at change %d: what was synced later is lost", crash)
+		}
+	}
+}
+
 func TestWhatArrivedIsDurableSoonWithoutASync(t *testing.T) {
 	b := newBench(t, content("dddddd", 0))
 	o := b.open(nil)
