@@ -12,7 +12,7 @@ import (
 
 const (
 	epochAge  = 2 * time.Second // after which an epoch is closed that no flush closes
-	drainRun  = 256 << 10       // bytes written to the source at once
+	drainRun  = 64 << 10        // bytes written to the source at once
 	scanBytes = 256 << 10       // read from the log at once
 )
 

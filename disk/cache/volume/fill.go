@@ -7,11 +7,15 @@ import (
 	"io"
 	"sync"
 
+	"golang.org/x/sync/semaphore"
+
 	"hayloft/cloud/fault"
 )
 
-// flightChunks bounds what is fetched at once, in chunks.
-const flightChunks = 16
+const (
+	flightChunks   = 16 // that one flight brings at most
+	chunksInFlight = 32 // of all flights of a volume: a bound on memory
+)
 
 // flight is one fetch of neighbouring chunks [first, last) from the source, however many wait for it.
 type flight struct {
@@ -24,6 +28,7 @@ type flight struct {
 type flights struct {
 	mu      sync.Mutex
 	byChunk map[int64]*flight
+	memory  *semaphore.Weighted // chunks
 }
 
 // board gives the flight that brings chunk, a new one for it and the missing ones behind it up to last if need be.
@@ -56,7 +61,12 @@ func (v *volume) board(chunk, last int64) (*flight, error) {
 func (v *volume) fly(f *flight) {
 	start, _ := v.chunkRange(f.first)
 	_, end := v.chunkRange(f.last - 1)
-	h, err := v.ranges.lock(v.life, start, end)
+	var h *hold
+	err := v.flights.memory.Acquire(v.life, f.last-f.first)
+	if err == nil {
+		defer v.flights.memory.Release(f.last - f.first)
+		h, err = v.ranges.lock(v.life, start, end)
+	}
 	if err == nil {
 		err = v.patient(v.life, func() error {
 			content := make([]byte, end-start) // a new one each time: what failed may still be written to

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"hayloft/cloud/fault"
 	"hayloft/disk/cache"
 	"hayloft/disk/cache/storage"
@@ -107,6 +109,7 @@ func newVolume(c cache.VolumeConfig, st state) *volume {
 	}
 	v.remote.Source, v.remote.size = c.Source, c.Size
 	v.flights.byChunk = map[int64]*flight{}
+	v.flights.memory = semaphore.NewWeighted(chunksInFlight)
 	v.sourceSyncs = newGroupSync()
 	v.writers.byChunk = map[int64]*shared{}
 	v.residents.limit = -1
