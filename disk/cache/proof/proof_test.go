@@ -1,6 +1,7 @@
 package proof
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -21,6 +22,7 @@ var subjects = []Subject{
 	{Name: "volume", Mode: cache.Through, Volume: volume.Open},
 	{Name: "volume", Mode: cache.Back, Volume: volume.Open},
 	{Name: "volume", Mode: cache.Offline, Volume: volume.Open},
+	{Name: "volume", Volume: volume.Open},
 }
 
 // number from the environment, 0 when it is not there.
@@ -75,7 +77,7 @@ func TestCrashPoints(t *testing.T) {
 		t.Logf("%d crash points in %d scenarios from seed %d on, %v", total.Load(), scenarios.Load(), start, time.Since(began).Round(time.Millisecond))
 	})
 	for i, s := range subjects {
-		t.Run(s.Name+string(s.Mode), func(t *testing.T) {
+		t.Run(s.Name+" "+cmp.Or(string(s.Mode), "any"), func(t *testing.T) {
 			t.Parallel()
 			here, tools := int64(0), NewTools()
 			for seed := start; here < each; seed++ {

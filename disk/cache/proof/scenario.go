@@ -13,7 +13,7 @@ import (
 // Subject is what is to be proven.
 type Subject struct {
 	Name string
-	// Volume opens a volume, which is run in Mode; or Base a base.
+	// Volume opens a volume, which is run in Mode, in changing ones when that is ""; or Base a base.
 	Volume func(context.Context, cache.VolumeConfig) (cache.Volume, error)
 	Mode   cache.Mode
 	Base   func(context.Context, cache.BaseConfig) (cache.Base, error)

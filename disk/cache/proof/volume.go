@@ -19,6 +19,8 @@ import (
 // patience of the caches under test; time is free.
 const patience = 5 * time.Second
 
+var modes = [...]cache.Mode{cache.Around, cache.Through, cache.Back, cache.Offline}
+
 // volumeScenario is one machine's persistent image through operations, crashes and recoveries.
 type volumeScenario struct {
 	*runner
@@ -44,6 +46,9 @@ type volumeScenario struct {
 
 func (s *volumeScenario) run() {
 	s.mode, s.pinned = s.subject.Mode, true
+	if s.mode == "" {
+		s.mode = modes[s.rng.IntN(len(modes))]
+	}
 	image := s.image(int64(16+s.rng.IntN(40)) * 4096)
 	s.size = int64(len(image))
 	if s.oneIn(3) { // the machine sees more than the image has
@@ -105,9 +110,21 @@ func (s *volumeScenario) open(again bool) bool {
 	if s.shaken { // a new handle is not told of what an old one wrote in vain
 		s.model.doubt()
 	}
+	// Another mode rules once the volume is open in it: until then it has what the old one promised.
+	mode, capacity := s.mode, s.capacity
+	if s.subject.Mode == "" && again && s.oneIn(3) {
+		mode = modes[s.rng.IntN(len(modes))]
+		s.note("CACHE_MODE becomes %s", mode)
+		if mode != s.mode {
+			s.heal()
+		}
+	}
+	if mode == cache.Offline {
+		capacity = 0
+	}
 	volume, err := s.subject.Volume(context.Background(), cache.VolumeConfig{
-		Name: fmt.Sprintf("machine %d disk 0", s.seed), Dir: s.disk.Dir(), Source: s.source.Open(s.disk), Size: s.size, Mode: s.mode,
-		Capacity: s.capacity, Boot: fmt.Sprint("boot-", s.boot), Patience: patience, Log: slog.New(slog.DiscardHandler),
+		Name: fmt.Sprintf("machine %d disk 0", s.seed), Dir: s.disk.Dir(), Source: s.source.Open(s.disk), Size: s.size, Mode: mode,
+		Capacity: capacity, Boot: fmt.Sprint("boot-", s.boot), Patience: patience, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		if s.down() {
@@ -121,11 +138,15 @@ func (s *volumeScenario) open(again bool) bool {
 		return false
 	}
 	s.volume = volume
+	if mode != s.mode {
+		s.mode, s.loaded = mode, false
+		s.marked.Store(false)
+	}
 	if volume.Size() != s.size || volume.ReadOnly() {
 		s.fail("size %d, read-only %v", volume.Size(), volume.ReadOnly())
 	}
 	if s.mode == cache.Offline && (!s.loaded || s.oneIn(2)) || s.mode != cache.Offline && s.oneIn(4) {
-		if !s.loaded {
+		if s.mode == cache.Offline && !s.loaded {
 			s.heal()
 		}
 		size := s.size
@@ -239,6 +260,10 @@ func (s *volumeScenario) finish() {
 			return
 		}
 	}
+	if !s.direct() && s.oneIn(6) {
+		s.taken()
+		return
+	}
 	err := s.settle()
 	if err != nil && s.shaken { // was told of the power cut now
 		err = s.settle()
@@ -258,6 +283,29 @@ func (s *volumeScenario) finish() {
 	if err != nil || len(names) > 0 {
 		s.fail("discard left %q, %v", names, err)
 	}
+	if n := s.source.Strays(); n > 0 {
+		s.fail("%d changes of an image that another owner had taken", n)
+	}
+}
+
+// taken: another owner takes the image. Once it was told, the volume must not change it any more.
+func (s *volumeScenario) taken() {
+	s.note("another owner takes the image")
+	s.source.Take()
+	for range 6 {
+		offset, length := s.span(s.size, 8<<10)
+		write := s.volume.WriteAt(context.Background(), make([]byte, length), offset, false)
+		flush := s.volume.Flush(context.Background())
+		time.Sleep(time.Second)
+		s.note("write %v, flush %v", write, flush)
+	}
+	undrained := s.volume.Status().Undrained
+	err := s.volume.Settle(context.Background(), nil)
+	s.note("settle with %d undrained: %v", undrained, err)
+	if undrained > 0 && err == nil {
+		s.fail("settled to an image that another owner had taken")
+	}
+	s.shut()
 	if n := s.source.Strays(); n > 0 {
 		s.fail("%d changes of an image that another owner had taken", n)
 	}

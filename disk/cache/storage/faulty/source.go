@@ -24,7 +24,6 @@ type Source struct {
 	generation  uint64
 	undrained   bool
 	unreachable bool
-	writes      uint64 // so far
 	cuts        uint64
 	strays      int
 	lie         Lie
@@ -174,9 +173,8 @@ func (h *handle) begin(op Op, offset int64) (f storage.File, part float64, err e
 	if err == nil {
 		part = 1
 	}
-	if op.changes() && op != Sync && part > 0 {
+	if (op == Write || op == Truncate || op == Punch) && part > 0 {
 		h.unsynced = true
-		s.writes++
 		if h.busy {
 			s.strays++
 		}

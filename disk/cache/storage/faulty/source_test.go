@@ -128,8 +128,8 @@ func TestSourceTakenByAnother(t *testing.T) {
 	if err := h.Undrained(t.Context(), false); !fault.Is(err, fault.Busy) {
 		t.Fatalf("mark of another: %v", err)
 	}
-	if !s.Undrained() {
-		t.Fatal("changed the mark of another")
+	if err := h.Undrained(t.Context(), true); !fault.Is(err, fault.Busy) || !s.Undrained() || s.Strays() != 0 {
+		t.Fatalf("changed the mark of another: %v", err)
 	}
 	must(h.WriteAt([]byte{1}, 0))
 	if s.Strays() != 1 {
