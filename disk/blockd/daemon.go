@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -22,6 +23,7 @@ import (
 // Config of a Daemon. Only StateDir must be given.
 type Config struct {
 	StateDir string // directory of what is remembered, made when missing
+	Files    string // where files are mounted (FUSE), which machines must reach; "": StateDir with ".files" at its end
 	Boot     string // of the operating system, see cache.VolumeConfig; "": as the kernel says
 	Version  string
 	Log      *slog.Logger                                                // nil: slog.Default
@@ -127,13 +129,33 @@ func (d *Daemon) remember() error {
 			bad(r.Export.Name, err)
 			continue
 		}
-		x := newExported(d, r)
-		d.exports[r.Export.Name] = x
+		d.exports[r.Export.Name] = newExported(d, r)
+	}
+	d.restore()
+	for _, x := range d.exports {
 		if err := x.resume(); err != nil {
-			d.config.Log.Error("export not reachable after restart", "export", r.Export.Name, "error", err)
+			d.config.Log.Error("export not reachable after restart", "export", x.record.Export.Name, "error", err)
 		}
 	}
 	return nil
+}
+
+// restore has those presenters go on whose devices are still in use.
+func (d *Daemon) restore() {
+	for _, x := range d.exports {
+		if p, ok := d.config.Present[x.record.Export.Kind].(restoring); ok {
+			if err := p.prepare(x.record.Export, x.door); err != nil {
+				d.config.Log.Error("export does not go on", "export", x.record.Export.Name, "error", err)
+			}
+		}
+	}
+	for kind, p := range d.config.Present {
+		if p, ok := p.(restoring); ok {
+			if err := p.resume(); err != nil {
+				d.config.Log.Error("exports do not go on", "kind", kind, "error", err)
+			}
+		}
+	}
 }
 
 // Close ends everything: requests under way are answered, and what is remembered is opened by the next New.
@@ -153,10 +175,15 @@ func (d *Daemon) Close() error {
 	errs := make([]error, len(exports))
 	var group sync.WaitGroup
 	for i, x := range exports {
-		group.Go(func() { errs[i] = x.shut(context.Background()) })
+		group.Go(func() { errs[i] = x.leave() })
 	}
 	group.Wait()
 	d.group.Wait()
+	for _, p := range d.config.Present {
+		if c, ok := p.(io.Closer); ok {
+			errs = append(errs, c.Close())
+		}
+	}
 	return errors.Join(errs...)
 }
 

@@ -1,6 +1,8 @@
 package blockd
 
 import (
+	"path/filepath"
+
 	"hayloft/disk/cache/base"
 	"hayloft/disk/cache/volume"
 	"hayloft/disk/export/nbd"
@@ -8,6 +10,9 @@ import (
 
 // defaults fills in the rooms beside this one.
 func (c *Config) defaults() {
+	if c.Files == "" {
+		c.Files = filepath.Clean(c.StateDir) + ".files"
+	}
 	if c.Base == nil {
 		c.Base = base.Open
 	}
@@ -15,6 +20,7 @@ func (c *Config) defaults() {
 		c.Volume = volume.Open
 	}
 	if c.Present == nil {
-		c.Present = map[Kind]Presenter{NBD: nbdPresenter{nbd.NewBudget(), c.Log}}
+		f := &files{dir: c.Files, state: filepath.Join(c.StateDir, "fuse.state"), log: c.Log}
+		c.Present = map[Kind]Presenter{NBD: nbdPresenter{nbd.NewBudget(), c.Log}, FUSE: f, Loop: newLoops(f)}
 	}
 }

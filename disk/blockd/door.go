@@ -2,6 +2,7 @@ package blockd
 
 import (
 	"context"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,6 +18,7 @@ type door struct {
 	readOnly bool
 	patience time.Duration
 	behind   atomic.Pointer[behind]
+	content  atomic.Pointer[func() *os.File] // see whole; nil: none
 
 	mu      sync.Mutex
 	err     error         // why it does not open, when waiting is of no use
@@ -88,6 +90,14 @@ func (d *door) device(ctx context.Context) (export.Device, error) {
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// wholeFile implements whole.
+func (d *door) wholeFile() *os.File {
+	if f := d.content.Load(); f != nil {
+		return (*f)()
+	}
+	return nil
 }
 
 func (d *door) Size() int64    { return d.size }

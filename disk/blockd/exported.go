@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/cache"
+	"hayloft/disk/localstore"
 	"hayloft/internal/undo"
 )
 
@@ -91,8 +93,23 @@ func (x *exported) openBase(ctx context.Context, record bool) error {
 		x.record.Size = index.Length()
 		x.makeDoor(true)
 	}
+	whole := b.wholeFile
+	x.door.content.Store(&whole)
 	x.door.open(base.Reader(touched))
 	return nil
+}
+
+// wholeFile is the base's data when all of it is right, nil before.
+func (b *based) wholeFile() *os.File {
+	dir := b.spec().Dir
+	if !exists(filepath.Join(dir, localstore.CompleteFile)) {
+		return nil
+	}
+	f, err := os.Open(filepath.Join(dir, localstore.DataFile))
+	if err != nil {
+		return nil
+	}
+	return f
 }
 
 func (x *exported) makeDoor(readOnly bool) {
@@ -209,8 +226,12 @@ func (x *exported) setError(err error) {
 	x.err = err
 }
 
-// stopServing ends everything that uses the device: first calls, then requests, which are answered.
-func (x *exported) stopServing(ctx context.Context) error {
+// leave ends the export in this process; the next one opens it again.
+func (x *exported) leave() error { return errors.Join(x.stopServing(true), x.closeDevice()) }
+
+// stopServing ends everything that uses the device: first calls, then requests, which are answered. With next, the
+// next process goes on with it.
+func (x *exported) stopServing(next bool) error {
 	x.mu.Lock()
 	x.ended = true
 	p := x.presented
@@ -221,12 +242,16 @@ func (x *exported) stopServing(ctx context.Context) error {
 	if p == nil {
 		return nil
 	}
+	if l, ok := p.(leaving); ok && next {
+		l.leave()
+		return nil
+	}
 	return p.Close()
 }
 
 // shut ends the export; what is in a volume stays there.
-func (x *exported) shut(ctx context.Context) error {
-	return errors.Join(x.stopServing(ctx), x.closeDevice())
+func (x *exported) shut() error {
+	return errors.Join(x.stopServing(false), x.closeDevice())
 }
 
 // use is the use of a volume by one call; ctx ends with the export too.

@@ -139,7 +139,7 @@ func (x *exported) create(ctx context.Context, presenter Presenter) error {
 
 // Unexport implements Service.
 func (d *Daemon) Unexport(ctx context.Context, name string) error {
-	return d.end(ctx, name, func(x *exported) error { return x.shut(ctx) })
+	return d.end(ctx, name, func(x *exported) error { return x.shut() })
 }
 
 // end takes an export away: how ends the device, then it is forgotten.

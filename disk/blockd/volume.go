@@ -205,7 +205,7 @@ func (r refusing) Close() error                          { return nil }
 // discard ends the export and removes the volume's files, if the image has all of them.
 func (x *exported) discard(ctx context.Context) error {
 	if x.record.Export.Volume == nil {
-		return x.shut(ctx)
+		return x.shut()
 	}
 	volume, use, err := x.useVolume(ctx)
 	if err != nil {
@@ -216,7 +216,7 @@ func (x *exported) discard(ctx context.Context) error {
 	if undrained > 0 {
 		return fault.Errorf(fault.WrongState, "%d bytes are not in the repository yet", undrained)
 	}
-	if err := x.stopServing(ctx); err != nil {
+	if err := x.stopServing(false); err != nil {
 		return err
 	}
 	if err := volume.Discard(ctx); err != nil {

@@ -1,0 +1,286 @@
+package blockd
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hayloft/cloud/fault"
+	"hayloft/disk/export"
+	"hayloft/disk/export/fuse"
+	"hayloft/disk/export/loop"
+)
+
+// files is the one FUSE file system of a daemon, which is mounted when it is needed first. It implements Presenter:
+// the path of an export becomes a symbolic link to its file.
+//
+// Who has a file or block device open when the process dies, or makes room for another build, waits for the next one.
+type files struct {
+	dir   string
+	state string // see fuse.Config
+	log   *slog.Logger
+
+	mu     sync.Mutex
+	system *fuse.FileSystem
+	added  map[string]*pausable // by export
+}
+
+// restoring is what a Presenter has whose devices go on after the process that presented them.
+type restoring interface {
+	// prepare is called for each export of before a restart, then resume, before any Present.
+	prepare(e Export, d export.Device) error
+	resume() error
+}
+
+// leaving is what is Presented by one of these.
+type leaving interface {
+	// leave ends the use of the device here, and has requests wait for the next process.
+	leave()
+}
+
+// whole is what a device has whose content may be a file as it is, one day.
+type whole interface {
+	// wholeFile is that file, opened for reading, nil when there is none yet.
+	wholeFile() *os.File
+}
+
+const presentLimit = 30 * time.Second
+
+func (f *files) mounted() (*fuse.FileSystem, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.system == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), presentLimit)
+		defer cancel()
+		system, err := fuse.Mount(ctx, fuse.Config{Dir: f.dir, State: f.state, Log: f.log})
+		if err != nil {
+			return nil, err
+		}
+		f.system = system
+	}
+	return f.system, nil
+}
+
+// Close unmounts, unless there are files: they are for the next process.
+func (f *files) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.system == nil || len(f.added) > 0 {
+		return nil
+	}
+	err := f.system.Close()
+	f.system = nil
+	return errors.Join(err, os.Remove(f.dir))
+}
+
+func (f *files) prepare(e Export, d export.Device) error {
+	_, err := f.add(e, d)
+	return err
+}
+
+func (f *files) resume() error {
+	f.mu.Lock()
+	system := f.system
+	f.mu.Unlock()
+	if system == nil {
+		if !exists(f.state) {
+			return nil
+		}
+		var err error // of a process that left nothing else
+		if system, err = f.mounted(); err != nil {
+			return err
+		}
+	}
+	return errors.Join(system.Resume(), f.Close())
+}
+
+// add makes the device a file of the file system, unless it is one already.
+func (f *files) add(e Export, d export.Device) (path string, err error) {
+	system, err := f.mounted()
+	if err != nil {
+		return "", err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.added[e.Name] != nil {
+		return filepath.Join(f.dir, e.Name), nil
+	}
+	o := fuse.Options{UID: e.UID, GID: e.GID}
+	if w, ok := d.(whole); ok && d.ReadOnly() {
+		o.Passthrough = w.wholeFile
+	}
+	p := &pausable{device: d}
+	if path, err = system.Add(e.Name, p, o); err != nil {
+		return "", err
+	}
+	if f.added == nil {
+		f.added = map[string]*pausable{}
+	}
+	f.added[e.Name] = p
+	return path, nil
+}
+
+func (f *files) remove(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.added[name] != nil {
+		f.system.Remove(name)
+		delete(f.added, name)
+	}
+}
+
+func (f *files) pause(name string) {
+	f.mu.Lock()
+	p := f.added[name]
+	f.mu.Unlock()
+	if p != nil {
+		p.pause()
+	}
+}
+
+// Present implements Presenter.
+func (f *files) Present(e Export, d export.Device) (Presented, error) {
+	path, err := f.add(e, d)
+	if err != nil {
+		return nil, err
+	}
+	if err := link(path, e.Path); err != nil {
+		f.remove(e.Name)
+		return nil, err
+	}
+	return &presentedFile{files: f, name: e.Name, path: e.Path, to: path}, nil
+}
+
+// presentedFile is a link to a file or block device.
+type presentedFile struct {
+	files    *files
+	name     string
+	path, to string
+	device   string
+	detach   func() error // nil: nothing to detach
+}
+
+func (p *presentedFile) Device() string { return p.device }
+
+// Connections is not known of files.
+func (p *presentedFile) Connections() int { return 0 }
+
+func (p *presentedFile) Close() error {
+	var errs []error
+	if to, _ := os.Readlink(p.path); to == p.to {
+		errs = append(errs, os.Remove(p.path))
+	}
+	if p.detach != nil {
+		errs = append(errs, p.detach())
+	}
+	p.files.remove(p.name)
+	return errors.Join(errs...)
+}
+
+func (p *presentedFile) leave() { p.files.pause(p.name) }
+
+// link makes path a symbolic link, at once in place of one that is there. Something else there is fault.Exists.
+func link(to, path string) error {
+	if fi, err := os.Lstat(path); err == nil && fi.Mode()&os.ModeSymlink == 0 {
+		return fault.Errorf(fault.Exists, "%s is there and not a link", path)
+	}
+	temp := filepath.Join(filepath.Dir(path), ".new-"+filepath.Base(path))
+	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.Symlink(to, temp); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, path); err != nil {
+		return errors.Join(err, os.Remove(temp))
+	}
+	return nil
+}
+
+// loops makes files of the file system block devices, for root alone. It implements Presenter.
+type loops struct {
+	files *files
+	host  string // tells our devices from those of other daemons of this machine
+}
+
+func newLoops(f *files) loops {
+	sum := sha256.Sum256([]byte(f.dir))
+	return loops{f, hex.EncodeToString(sum[:4])}
+}
+
+const longestTag = 55
+
+func (l loops) tag(name string) string {
+	tag := "blockd-" + l.host + "-" + name
+	if len(tag) > longestTag {
+		sum := sha256.Sum256([]byte(name))
+		tag = "blockd-" + l.host + "-" + hex.EncodeToString(sum[:16])
+	}
+	return tag
+}
+
+func (l loops) prepare(e Export, d export.Device) error { return l.files.prepare(e, d) }
+func (l loops) resume() error                           { return nil } // that of files
+
+// Present implements Presenter.
+func (l loops) Present(e Export, d export.Device) (_ Presented, err error) {
+	path, err := l.files.add(e, d)
+	if err != nil {
+		return nil, err
+	}
+	p := &presentedFile{files: l.files, name: e.Name, path: e.Path}
+	tag := l.tag(e.Name)
+	if p.device, err = l.attach(path, tag, d.ReadOnly()); err != nil {
+		l.files.remove(e.Name)
+		return nil, err
+	}
+	p.to = p.device
+	p.detach = func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), presentLimit)
+		defer cancel()
+		return loop.Detach(ctx, p.device, tag)
+	}
+	if err := link(p.device, e.Path); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+// attach gives the device of before when the file below it lives, else a new one.
+func (l loops) attach(path, tag string, readOnly bool) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), presentLimit)
+	defer cancel()
+	former, err := loop.Find(tag)
+	if err == nil {
+		if below(former, path) {
+			return former, nil
+		}
+		if err := loop.Detach(ctx, former, tag); err != nil {
+			return "", fmt.Errorf("device of before, which has nothing below it: %w", err)
+		}
+	} else if !fault.Is(err, fault.NotFound) {
+		return "", err
+	}
+	return loop.Attach(ctx, path, loop.Options{Tag: tag, ReadOnly: readOnly, DirectIO: true})
+}
+
+// below reports whether a loop device stands on the file at path.
+func below(device, path string) bool {
+	f, err := os.Open(device)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	var st unix.Stat_t
+	return err == nil && unix.Stat(path, &st) == nil && info.Device == st.Dev && info.Inode == st.Ino
+}

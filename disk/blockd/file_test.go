@@ -1,0 +1,85 @@
+package blockd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hayloft/disk/cache"
+	"hayloft/lab/labtest"
+)
+
+// TestFileAndBlockDevice: the same bytes as a file and as a block device, also after the process died; then nothing
+// is left.
+func TestFileAndBlockDevice(t *testing.T) {
+	labtest.Root(t)
+	b := newBench(t)
+	want := content(20*chunk, 1)
+	img := b.image(3, "tiny", want)
+	mine, text := b.persistent("mine", 2)
+	file, device := b.baseExport("1.0", img), b.volumeExport("1.1", mine, cache.Through)
+	file.Kind, device.Kind = FUSE, Loop
+	k, stop := keeperOf(t, KeeperConfig{StateDir: b.config.StateDir})
+	c := k.Client()
+	must(t, c.Export(t.Context(), file))
+	must(t, c.Export(t.Context(), device))
+	defer func() {
+		if t.Failed() {
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			_ = errors.Join(c.Unexport(ctx, "1.0"), c.Unexport(ctx, "1.1"))
+		}
+	}()
+	for round := range 2 {
+		if got, err := os.ReadFile(file.Path); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("the file differs, %v", err)
+		}
+		if s := exportOf(t, c, "1.1"); s.Device == "" || s.Error != "" {
+			t.Errorf("%+v", s)
+		}
+		f, err := os.OpenFile(device.Path, os.O_RDWR, 0)
+		must(t, err)
+		got := make([]byte, len(text))
+		if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, text) {
+			t.Errorf("the device differs, %v", err)
+		}
+		copy(text[chunk:], content(chunk, 9))
+		if _, err := f.WriteAt(text[chunk:2*chunk], chunk); err != nil {
+			t.Error(err)
+		}
+		must(t, f.Sync())
+		signal := []unix.Signal{unix.SIGKILL, unix.SIGTERM}[round]
+		end(t, statusOf(t, c).PID, signal)
+		if n, err := f.ReadAt(got, 0); n != len(got) || err != nil || !bytes.Equal(got, text) {
+			t.Errorf("the device that was open reads %d bytes after %v, %v", n, signal, err)
+		}
+		copy(text[5*chunk:], content(chunk, uint64(20+round)))
+		if _, err := f.WriteAt(text[5*chunk:6*chunk], 5*chunk); err != nil {
+			t.Error(err)
+		}
+		must(t, errors.Join(f.Sync(), f.Close())) // which the next process answers
+		eventually(t, "both again", func() bool {
+			return exportOf(t, c, "1.0").Error == "" && exportOf(t, c, "1.1").Error == "" && exportOf(t, c, "1.1").Device != ""
+		})
+	}
+	must(t, c.Settle(t.Context(), "1.1", nil))
+	if !bytes.Equal(b.inRepository(mine), text) {
+		t.Error("the image in the repository differs")
+	}
+	must(t, c.Discard(t.Context(), "1.1"))
+	must(t, c.Unexport(t.Context(), "1.0"))
+	if exists(file.Path) || exists(device.Path) {
+		t.Error("links left")
+	}
+	pid := statusOf(t, c).PID
+	stop()
+	end(t, pid, unix.SIGTERM)
+	if exists(b.config.StateDir + ".files") {
+		t.Error("mount point left")
+	}
+}
