@@ -18,12 +18,16 @@ import (
 	"hayloft/disk/cache/storage"
 	"hayloft/disk/cache/storage/faulty"
 	"hayloft/disk/export"
+	"hayloft/disk/localstore"
 	"hayloft/image"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const chunk = 4096
+
+// mapFile is what the storage calls the map of a cache that is new: as it was created.
+const mapFile = localstore.PresentFile + ".part"
 
 // content is what an image holds: chunks by kind, 'z' zeros, 'd' data of their own, other letters the same data for
 // the same letter; tail bytes are cut off the last.

@@ -12,7 +12,6 @@ import (
 	"hayloft/disk/cache"
 	"hayloft/disk/cache/storage/faulty"
 	"hayloft/disk/export"
-	"hayloft/disk/localstore"
 )
 
 func TestCapacityIsKeptAndTheLeastUsedGoes(t *testing.T) {
@@ -111,14 +110,13 @@ func TestReadersRacingEvictionNeverSeeHoles(t *testing.T) {
 
 func TestEvictionThatCannotBeWrittenDownKeepsTheData(t *testing.T) {
 	b := newBench(t, content(strings.Repeat("d", 16), 0))
-	b.open(nil).Close()
 	o := b.open(func(c *cache.BaseConfig) { c.Capacity = 8 * chunk })
 	r := o.Reader(nil)
 	b.check(r, 0, 8*chunk)
 	if err := o.Sync(); err != nil {
 		t.Fatal(err)
 	}
-	b.disk.Inject(faulty.Fault{Op: faulty.Sync, Name: localstore.PresentFile, Err: fault.Errorf(fault.Internal, "I/O error")})
+	b.disk.Inject(faulty.Fault{Op: faulty.Sync, Name: mapFile, Err: fault.Errorf(fault.Internal, "I/O error")})
 	b.check(r, 8*chunk, 8*chunk)
 	for i := range 8 {
 		if !b.try(r, int64(i)*chunk, chunk) {

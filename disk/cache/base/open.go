@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"slices"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/cache/storage"
@@ -73,7 +74,7 @@ func (b *base) openComplete() (bool, error) {
 	case err == nil:
 	case fault.Is(err, fault.Corrupt), errors.Is(err, fs.ErrNotExist):
 		b.log.Warn("cache is not complete after all, it is filled anew", "image", b.name, "error", err)
-		return false, errors.Join(b.dir.Remove(localstore.PresentFile), b.dir.Remove(localstore.CompleteFile), b.dir.Sync())
+		return false, b.unmark()
 	default:
 		return false, err
 	}
@@ -87,11 +88,36 @@ func (b *base) openComplete() (bool, error) {
 	b.whole.Store(true)
 	b.capacity = 0
 	b.bytes.Store(b.total)
-	if err := b.tidy(); err != nil {
+	if err := b.confirm(text); err != nil {
 		b.completed = nil // the mark may not be durable
 		b.log.Warn("cannot remove the traces of filling the cache", "image", b.name, "error", err)
 	}
 	return true, nil
+}
+
+// unmark takes a mark away that is not right. Should the removal not be durable, another is there that is not right.
+func (b *base) unmark() error {
+	if err := replaceFile(b.dir, localstore.CompleteFile, []byte("{}")); err != nil {
+		return err
+	}
+	return errors.Join(b.dir.Remove(localstore.CompleteFile), b.dir.Sync())
+}
+
+// confirm goes on where a crash stopped the one who had just written the mark: while the map is there, the mark may
+// not be durable.
+func (b *base) confirm(mark []byte) error {
+	names, err := b.dir.Names()
+	if err != nil {
+		return err
+	}
+	if slices.Contains(names, localstore.PresentFile) {
+		if err := replaceFile(b.dir, localstore.CompleteFile, mark); err != nil {
+			return err
+		}
+	} else if !slices.Contains(names, localstore.PartialFile) {
+		return nil
+	}
+	return b.tidy()
 }
 
 // openData opens the data file: fault.Corrupt when its length is not the image's.
@@ -120,11 +146,6 @@ func (b *base) openPartial() (ok bool, err error) {
 	}
 	lost, err := b.presence.load(file)
 	if err == nil {
-		// A process that was killed may have left bits and names that are not durable. What is here now must be here
-		// after a power cut, too; and what is not claimed now, and may be punched, must not be claimed again.
-		err = errors.Join(file.Sync(), b.dir.Sync())
-	}
-	if err == nil {
 		b.data, err = b.openData()
 	}
 	if err != nil {
@@ -147,25 +168,36 @@ func (b *base) openPartial() (ok bool, err error) {
 			}
 		}
 	}
+	if b.bytes.Load() == 0 { // as good as new, and perhaps half made
+		return false, b.closeFiles()
+	}
+	// A process that was killed may have left bits and names that are not durable, even after a sync that failed and
+	// one that did not. What is here now must be here after a power cut, too; and what is not claimed now, and may be
+	// punched, must not be claimed again. So the map is written once more.
+	for block := range b.presence.blocks() {
+		b.presence.dirty[block] = struct{}{}
+	}
+	if err := errors.Join(b.presence.write(), b.dir.Sync()); err != nil {
+		return false, errors.Join(err, b.closeFiles())
+	}
 	return true, nil
 }
 
-// begin makes an empty cache. Nothing that claims chunks is left, durably, before there is an empty data file, and
-// the file is durably empty before there is a map again.
+// begin makes an empty cache. The map that claims nothing is there, durably, before the data is touched.
 func (b *base) begin() error {
-	err := errors.Join(b.dir.Remove(localstore.PresentFile), b.dir.Remove(localstore.CompleteFile), b.dir.Sync())
-	if err != nil {
+	b.presence = newPresence(b.presence.header, b.chunks)
+	if err := b.beginMap(); err != nil {
 		return err
 	}
-	if b.data, err = b.dir.Create(dataFile); err != nil {
-		return err
+	var err error
+	if b.data, err = b.dir.Create(dataFile); err == nil {
+		err = b.data.Truncate(b.size)
 	}
-	if err = b.data.Truncate(b.size); err == nil {
+	if err == nil {
 		err = b.data.Sync()
 	}
 	if err == nil {
-		b.presence = newPresence(b.presence.header, b.chunks)
-		err = b.beginMap()
+		err = b.dir.Sync()
 	}
 	if err != nil {
 		return errors.Join(err, b.closeFiles())
@@ -198,7 +230,10 @@ func (b *base) closeFiles() error {
 	if b.presence != nil && b.presence.file != nil {
 		errs = append(errs, b.presence.file.Close())
 	}
-	return errors.Join(append(errs, b.data.Close())...)
+	if b.data != nil {
+		errs = append(errs, b.data.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // readFile reads a small file.

@@ -18,7 +18,6 @@ import (
 	"hayloft/disk/cache"
 	"hayloft/disk/cache/storage/faulty"
 	"hayloft/disk/export"
-	"hayloft/disk/localstore"
 )
 
 func TestImagesOfAnyLength(t *testing.T) {
@@ -324,12 +323,11 @@ func TestLocalDiskFullOrBroken(t *testing.T) {
 		"broken writes": {Op: faulty.Write, Name: "data", Err: unix.EIO},
 		"broken reads":  {Op: faulty.Read, Name: "data", Err: unix.EIO},
 		"broken sync":   {Op: faulty.Sync, Name: "data", Err: unix.EIO},
-		"broken map":    {Op: faulty.Write, Name: localstore.PresentFile, Err: unix.EIO},
+		"broken map":    {Op: faulty.Write, Name: mapFile, Err: unix.EIO},
 		"broken mark":   {Op: faulty.Create, Err: unix.ENOSPC},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t, content("ddddzddd", 0))
-			b.open(nil).Close()
 			o := b.open(nil)
 			b.disk.ForgetDoubtful()
 			b.disk.Inject(f)

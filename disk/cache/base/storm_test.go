@@ -16,7 +16,6 @@ import (
 	"hayloft/disk/cache"
 	"hayloft/disk/cache/storage/faulty"
 	"hayloft/disk/export"
-	"hayloft/disk/localstore"
 )
 
 // TestReadersAmidFaults has many readers read while the local disk fails now and then, syncs that fail undo what
@@ -49,7 +48,7 @@ func TestReadersAmidFaults(t *testing.T) {
 					for _, op := range []faulty.Op{faulty.Write, faulty.Sync, faulty.Punch, faulty.Read} {
 						b.disk.Inject(faulty.Fault{Op: op, Name: "data", Err: unix.EIO, OneIn: 10})
 					}
-					b.disk.Inject(faulty.Fault{Op: faulty.Sync, Name: localstore.PresentFile, Err: unix.EIO, OneIn: 5})
+					b.disk.Inject(faulty.Fault{Op: faulty.Sync, Name: mapFile, Err: unix.EIO, OneIn: 5})
 				}
 				stop := make(chan struct{})
 				var syncer, all sync.WaitGroup
