@@ -107,7 +107,7 @@ func (s *volumeScenario) down() bool { return s.disk.Crashed().Err() != nil }
 // open the volume, loaded and checked; false when the host crashed or a promise is broken.
 func (s *volumeScenario) open(again bool) bool {
 	s.local, s.lenient = false, s.doubt
-	if s.shaken { // a new handle is not told of what an old one wrote in vain
+	if s.shaken {
 		s.model.doubt()
 	}
 	// Another mode rules once the volume is open in it: until then it has what the old one promised.
@@ -219,6 +219,7 @@ func (s *volumeScenario) upset() {
 		s.mu.Lock()
 		if s.direct() {
 			s.model.uncertain = true
+			s.model.doubt() // a handle is not told of what one before it wrote in vain
 		}
 		s.mu.Unlock()
 	case 5:
