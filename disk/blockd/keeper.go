@@ -110,7 +110,7 @@ const (
 	startPoll  = 2 * time.Millisecond
 	startLimit = 10 * time.Second // for a process to answer
 	endPatient = 10 * time.Second // for a process to end that was asked to; then it is killed
-	healthy    = 5 * time.Second  // one that lived so long is started again at once
+	healthy    = time.Second      // one that lived so long is started again at once
 	pauseFirst = 20 * time.Millisecond
 	pauseMost  = 2 * time.Second
 )
