@@ -105,8 +105,8 @@ type pace struct {
 	usage     time.Duration // usage and audit of domains
 	askAgain  time.Duration // between two requests to power off
 	progress  time.Duration // between two reports of progress of one machine
-	drain     time.Duration // how long draining may say nothing before it is given up for now
-	drainTry  time.Duration // how long a repository that cannot be reached is tried
+	drain     time.Duration // how long draining may say nothing before it has failed, where nothing undrained may stay
+	drainTry  time.Duration // the same where it may; and how long a repository that cannot be reached is tried
 	drainWait time.Duration // between two attempts
 	retryMin  time.Duration // first pause between sessions, after one attempt without
 	retryMax  time.Duration

@@ -16,7 +16,7 @@ import (
 var quick = pace{
 	coalesce: time.Millisecond, host: time.Hour, hostPause: time.Millisecond, usage: time.Hour, askAgain: 5 * time.Millisecond,
 	retryMin: time.Millisecond, retryMax: 20 * time.Millisecond, renew: time.Hour, stopAtEnd: 5 * time.Second,
-	drain: 5 * time.Second, drainTry: 50 * time.Millisecond, drainWait: 5 * time.Millisecond,
+	drain: 5 * time.Second, drainTry: 500 * time.Millisecond, drainWait: 5 * time.Millisecond,
 }
 
 // bench is a host with its world, on which agents come and go; orders are given by hand, without a server.

@@ -22,9 +22,10 @@ var implied = map[wire.Phase][]cloud.Event{
 	wire.Phase_PHASE_CRASHED:   {cloud.EventPrologDone, cloud.EventBootFailed, cloud.EventSaveFailed, cloud.EventLost, cloud.EventShutdownDone},
 }
 
-// A machine that should run on, after a save that failed, and could not be started again is lost.
+// A machine that should run on, after a save that failed, and could not be started again is lost. One that comes back
+// where it is (BOOT_POWEROFF and its like) has its disks prepared without a PROLOG.
 var impliedByFailure = map[wire.Step][]cloud.Event{
-	wire.Step_STEP_PREPARE:  {cloud.EventPrologFailed, cloud.EventLost},
+	wire.Step_STEP_PREPARE:  {cloud.EventPrologFailed, cloud.EventBootFailed, cloud.EventLost},
 	wire.Step_STEP_BOOT:     {cloud.EventPrologDone, cloud.EventBootFailed, cloud.EventLost},
 	wire.Step_STEP_SHUTDOWN: {cloud.EventShutdownRefused},
 	wire.Step_STEP_SAVE:     {cloud.EventSaveFailed},

@@ -39,3 +39,26 @@ func TestWarningOfAMachineThatIsOff(t *testing.T) {
 		t.Errorf("on its way up again: warning %q", vm.Warning)
 	}
 }
+
+// A machine that is resumed where it is and whose disks cannot be prepared is off again, and says why.
+func TestResumeWhoseDisksCannotBePrepared(t *testing.T) {
+	for _, way := range []struct {
+		down  cloud.Event
+		phase wire.Phase
+		rest  cloud.Phase
+	}{
+		{cloud.EventPoweroff, wire.Phase_PHASE_OFF, cloud.At(cloud.StatePoweroff)},
+		{cloud.EventSuspend, wire.Phase_PHASE_SUSPENDED, cloud.At(cloud.StateSuspended)},
+		{cloud.EventLost, wire.Phase_PHASE_CRASHED, cloud.Active(cloud.LCMUnknown)},
+	} {
+		vm := running(t)
+		must(t, &vm, way.down)
+		ApplyReport(&vm, report(&vm, way.phase), at)
+		must(t, &vm, cloud.EventResume)
+		r := report(&vm, wire.Phase_PHASE_FAILED)
+		r.FailedStep, r.Error = wire.Step_STEP_PREPARE, "datastore 1 is away"
+		if !ApplyReport(&vm, r, at) || vm.Phase() != way.rest || vm.Error != r.Error {
+			t.Errorf("%s: %v, %q; want %v", way.down, vm.Phase(), vm.Error, way.rest)
+		}
+	}
+}
