@@ -103,17 +103,19 @@ func (in *copyIn) window(ctx context.Context, first, last int64) error {
 	v := in.o.v
 	g, each := errgroup.WithContext(ctx)
 	g.SetLimit(copiesAtOnce)
-	for run := first; run < last && each.Err() == nil; run += flightChunks {
+	for run := first; run < last && each.Err() == nil; {
 		end := min(run+flightChunks, last)
 		hole := false
 		if !v.present.hasAll(run, end) {
 			var err error
-			if hole, err = in.hole(each, run, end); err != nil {
+			if hole, end, err = in.hole(each, run, end); err != nil {
 				g.Go(func() error { return err })
 				break
 			}
 		}
-		g.Go(func() error { return in.run(each, run, end, hole) })
+		from := run
+		g.Go(func() error { return in.run(each, from, end, hole) })
+		run = end
 	}
 	if err := g.Wait(); err != nil {
 		return err
@@ -121,14 +123,13 @@ func (in *copyIn) window(ctx context.Context, first, last int64) error {
 	return ctx.Err()
 }
 
-// hole reports whether the source has no data in the chunks [first, last).
-func (in *copyIn) hole(ctx context.Context, first, last int64) (bool, error) {
+// hole reports whether the source has no data in the chunk first, and up to which chunk, at most last, that is so.
+func (in *copyIn) hole(ctx context.Context, first, last int64) (hole bool, until int64, err error) {
 	v := in.o.v
 	if _, knows := v.remote.Source.(repository.Extents); !knows {
-		return false, nil
+		return false, last, nil
 	}
-	offset := first * chunkSize
-	if offset >= in.end {
+	if offset := first * chunkSize; offset >= in.end {
 		err := v.patient(ctx, func() (err error) {
 			in.start, in.end, err = v.remote.nextData(offset)
 			return err
@@ -136,11 +137,13 @@ func (in *copyIn) hole(ctx context.Context, first, last int64) (bool, error) {
 		if err == io.EOF {
 			in.start, in.end = v.size, v.size
 		} else if err != nil {
-			return false, err
+			return false, 0, err
 		}
 	}
-	_, end := v.chunkRange(last - 1)
-	return end <= in.start, nil
+	if data := in.start / chunkSize; first < data {
+		return true, min(last, data), nil
+	}
+	return false, max(first+1, min(last, chunksOf(in.end))), nil
 }
 
 // run brings chunks [first, last) here with their digests.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"slices"
 	"testing"
 	"time"
@@ -64,6 +65,32 @@ type bench struct {
 	original []byte
 }
 
+// holey is a source that knows its holes, in pieces of 4 KiB.
+type holey struct {
+	cache.Source
+	image *faulty.Source
+}
+
+func (h holey) NextData(offset int64) (start, end int64, err error) {
+	const piece = 4096
+	size := h.Size()
+	data := func(at int64) bool {
+		p := make([]byte, min(piece, size-at))
+		h.image.Peek(p, at)
+		return !isZero(p)
+	}
+	for start = offset; start < size && !data(start/piece*piece); {
+		start = (start/piece + 1) * piece
+	}
+	if start >= size {
+		return 0, 0, io.EOF
+	}
+	for end = start; end < size && data(end/piece*piece); {
+		end = min((end/piece+1)*piece, size)
+	}
+	return start, end, nil
+}
+
 func newBench(fatalf func(string, ...any), seed uint64, size, sourceSize int64, mode cache.Mode, capacity int64) *bench {
 	b := &bench{host: faulty.New(seed), boot: 1, fatalf: fatalf}
 	var err error
@@ -93,7 +120,7 @@ func pattern(n int, seed byte) []byte {
 
 func (b *bench) open() {
 	c := b.config
-	c.Dir, c.Source, c.Boot = b.host.Dir(), b.source.Open(b.host), fmt.Sprint("boot ", b.boot)
+	c.Dir, c.Source, c.Boot = b.host.Dir(), holey{b.source.Open(b.host), b.source}, fmt.Sprint("boot ", b.boot)
 	v, err := Open(context.Background(), c)
 	if err != nil {
 		b.fatalf("open: %v", err)

@@ -50,6 +50,9 @@ func (v *volume) applyAs(ctx context.Context, c change, keep bool, patience time
 	})
 	v.present.holdBack(chunksIn(c.offset, c.length))
 	v.endUpdate(u, err == nil && keep)
+	if c.p == nil && !keep {
+		v.local(v.data.Punch(c.offset, c.length))
+	}
 	return err
 }
 
