@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
 	"hayloft/disk/cache"
@@ -178,7 +179,11 @@ func TestCrashesLeaveASmallerCacheNeverAWrongOne(t *testing.T) {
 					reader = o.Reader(nil)
 					return
 				}
-				disk.Cut() // the planned crash met Open
+				if disk.Crashed().Err() != nil { // the planned crash met Open
+					disk.Cut()
+				} else {
+					disk.Heal()
+				}
 			}
 			t.Fatal(err)
 		}
@@ -208,6 +213,9 @@ func TestCrashesLeaveASmallerCacheNeverAWrongOne(t *testing.T) {
 			},
 			"sync": func(t *rapid.T) { _ = o.Sync() },
 			"plan": func(t *rapid.T) { disk.CrashAfter(int64(rapid.IntRange(1, 20).Draw(t, "changes"))) },
+			"failing syncs": func(t *rapid.T) {
+				disk.Inject(faulty.Fault{Op: faulty.Sync, Err: unix.EIO, Skip: rapid.IntRange(0, 3).Draw(t, "skip"), Times: rapid.IntRange(1, 3).Draw(t, "times")})
+			},
 			"reopen": func(t *rapid.T) {
 				_ = o.Close()
 				if disk.Crashed().Err() != nil {
