@@ -29,6 +29,7 @@ type world struct {
 	bridges map[string]bool
 	history map[int][]string
 	events  []chan int
+	watched int // how often somebody began to watch events
 
 	undrained map[int]int64 // machine -> bytes that its repositories lack
 	settle    func() error  // nil: works
@@ -262,6 +263,7 @@ func (d fakeDriver) Events(ctx context.Context) <-chan int {
 	in, out := make(chan int, 100000), make(chan int)
 	d.w.mu.Lock()
 	d.w.events = append(d.w.events, in)
+	d.w.watched++
 	d.w.mu.Unlock()
 	go func() {
 		defer close(out)
