@@ -2,12 +2,14 @@ package way
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk"
@@ -264,4 +266,42 @@ func TestAnotherHostWaitsForTheWrites(t *testing.T) {
 		t.Fatal(err)
 	}
 	qemuIOOn(t, overNBD(other.prepare(other.request(1, s)).Devices[0].Path), "read -P 7 64k 64k")
+}
+
+// TestStartsWithTheRepositoryGone: what is here is enough for a machine that had its disks before.
+func TestStartsWithTheRepositoryGone(t *testing.T) {
+	labtest.Root(t, "qemu-io")
+	b := newBench(t, 0)
+	state := t.TempDir()
+	b.restart(state)
+	mine := b.mine("OFFLINE")
+	lazy := b.add("tiny", noise(1<<20, 5))
+	r := b.request(1)
+	r.Disks = []disk.Spec{mine, {ID: 1, Image: lazy, Preload: 512 << 10, NoFill: true}}
+	p := b.prepare(r)
+	qemuIOOn(t, overNBD(p.Devices[0].Path), "write -P 7 64k 64k", "flush")
+	away := b.repository.Path + ".away"
+	if err := os.Rename(b.repository.Path, away); err != nil {
+		t.Fatal(err)
+	}
+	b.restart(state)
+	again := b.prepare(r)
+	qemuIOOn(t, overNBD(again.Devices[0].Path), "read -P 7 64k 64k", "write -P 8 1M 64k", "flush")
+	qemuAbove(t, again.Devices[1].Path, again.Devices[1].Backing.Path, "read 0 512k")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if err := b.way.Remove(ctx, 1, ""); err == nil {
+		t.Error("removed with writes that are nowhere else")
+	}
+	if m, _ := b.way.Machines(t.Context()); len(m) != 1 {
+		t.Errorf("%v", m)
+	}
+	if err := os.Rename(away, b.repository.Path); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.way.Remove(t.Context(), 1, ""); err != nil {
+		t.Fatal(err)
+	}
+	b.nothing()
+	qemuIO(t, b.repository.Path+"/mine", "raw", "read -P 7 64k 64k", "read -P 8 1M 64k")
 }

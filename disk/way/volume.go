@@ -87,7 +87,7 @@ func (p *preparation) volume(ctx context.Context, repo repository.Repository, sp
 	owned := false
 	if d.Export != nil { // asked first: taking it would meet the data path at work
 		mark, err := writable.Marked(ctx, img.Source)
-		owned = err == nil && mark.Owner == w.owner(p.request.Machine)
+		owned = err == nil && mark.Owner == w.owner(p.request.Machine) || fault.Is(err, fault.Unavailable)
 	}
 	if !owned {
 		if _, err := p.own(ctx, writable, spec, os.Geteuid(), os.Getegid()); err != nil {
@@ -103,6 +103,9 @@ func (p *preparation) volume(ctx context.Context, repo repository.Repository, sp
 // measure has the record know an image that somebody has grown since it was registered.
 func (p *preparation) measure(ctx context.Context, repo repository.Repository, img disk.Image, d *diskRecord) error {
 	info, err := repo.Stat(ctx, img.Source)
+	if fault.Is(err, fault.Unavailable) && d.Export != nil {
+		return nil // the cache can do without for now
+	}
 	if err != nil || info.Size <= d.Size {
 		return err
 	}
