@@ -135,8 +135,8 @@ type writer struct {
 	name       string
 	lock, file *os.File
 
-	mu    sync.Mutex
-	ended bool
+	ending sync.Mutex // held by the worker that ends it: its caller may have left
+	ended  bool
 }
 
 func (w *writer) LocalPath() string { return w.repository.filePath(hidden(w.name, ".part")) }
@@ -177,14 +177,14 @@ func (w *writer) SetSize(size int64) error {
 }
 
 func (w *writer) Commit(ctx context.Context) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.ended {
-		return fault.Errorf(fault.WrongState, "%s: object %s: writer has ended", w.repository.label, w.name)
-	}
 	long := *w.repository.gate
 	long.limit = commitLimit
 	return long.run(ctx, func() error {
+		w.ending.Lock()
+		defer w.ending.Unlock()
+		if w.ended {
+			return fault.Errorf(fault.WrongState, "%s: object %s: writer has ended", w.repository.label, w.name)
+		}
 		return w.repository.object(w.name, w.commit())
 	})
 }
@@ -217,13 +217,13 @@ func publish(root *os.Root, part, name string) error {
 }
 
 func (w *writer) Abort() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.ended {
-		return nil
-	}
-	w.ended = true
 	return w.repository.gate.run(context.Background(), func() error {
+		w.ending.Lock()
+		defer w.ending.Unlock()
+		if w.ended {
+			return nil
+		}
+		w.ended = true
 		return w.repository.object(w.name, w.drop())
 	})
 }
