@@ -127,18 +127,22 @@ func (l *backlog) past(ctx context.Context, r record, c change) (done bool, err 
 	})
 }
 
-// waiting is one who waits for the log to change, for as long as the volume's patience lasts.
+// waiting is one who waits for the log to change: while the source takes something, and for the volume's patience
+// after.
 type waiting struct {
 	l        *backlog
 	deadline time.Time // zero until it waits
+	tail     uint64    // then; when it moves, the source is at work
 }
 
 // unlockAndWait gives up l.mu. The open epoch is drained too while somebody waits.
 func (w *waiting) unlockAndWait(ctx context.Context) error {
 	l := w.l
 	if w.deadline.IsZero() {
-		w.deadline = time.Now().Add(l.v.patience)
 		l.urgent++
+	}
+	if w.deadline.IsZero() || l.tail != w.tail {
+		w.deadline, w.tail = time.Now().Add(l.v.patience), l.tail
 	}
 	changed, trouble, fenced := l.next(), l.trouble, l.fenced
 	l.mu.Unlock()
@@ -182,15 +186,11 @@ func (l *backlog) drained(ctx context.Context, report func(done, total int64)) e
 	l.mu.Lock()
 	start, target := l.tail, l.head
 	for l.tail < target {
-		tail := l.tail
 		if err := w.unlockAndWait(ctx); err != nil {
 			return err
 		}
 		l.mu.Lock()
-		if l.tail > tail {
-			w.deadline = time.Now().Add(l.v.patience)
-		}
-		if tail = l.tail; report != nil {
+		if tail := l.tail; report != nil {
 			l.mu.Unlock()
 			report(int64(min(tail, target)-start), int64(target-start))
 			l.mu.Lock()

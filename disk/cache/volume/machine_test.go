@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -110,11 +111,7 @@ func newBench(fatalf func(string, ...any), seed uint64, size, sourceSize int64, 
 
 func pattern(n int, seed byte) []byte {
 	p := make([]byte, n)
-	x := uint32(seed)*2654435761 + 1
-	for i := range p {
-		x = x*1664525 + 1013904223
-		p[i] = byte(x>>24) | 1
-	}
+	rand.NewChaCha8([32]byte{seed, 1}).Read(p)
 	return p
 }
 
@@ -181,7 +178,11 @@ func (b *bench) inSource(want []byte) {
 	}
 }
 
+// differ is the first byte that differs, or -1.
 func differ(got, want []byte) int {
+	if bytes.Equal(got, want) {
+		return -1
+	}
 	for i := range want {
 		if got[i] != want[i] {
 			return i
