@@ -15,6 +15,11 @@ func scenario(t *testing.T, tools *Tools, seed uint64, s Subject) (result Result
 	// Time in the bubble is not time: one that hangs is told apart by the real clock.
 	watch := time.AfterFunc(time.Minute, func() { panic(fmt.Sprintf("%s %s hangs: HAYLOFT_PROOF_SEED=%d", s.Name, s.Mode, seed)) })
 	defer watch.Stop()
+	defer func() {
+		if r := recover(); r != nil { // goroutines that are left, or wait for ever
+			panic(fmt.Sprintf("%s %s: %v: HAYLOFT_PROOF_SEED=%d", s.Name, s.Mode, r, seed))
+		}
+	}()
 	synctest.Test(t, func(*testing.T) { result, err = RunWith(tools, seed, s) })
 	return result, err
 }

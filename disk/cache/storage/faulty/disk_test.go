@@ -126,12 +126,6 @@ func TestCutLeavesAnyLengthSinceTheSync(t *testing.T) {
 	}
 }
 
-// allowed is a model of what sectors may hold: all contents since the last sync.
-type allowed struct {
-	contents [][]byte // by sector: one byte each version
-	dirty    bool
-}
-
 // TestRandomOperationsAgainstAModel checks that what was synced survives, and nothing but what was written appears.
 func TestRandomOperationsAgainstAModel(t *testing.T) {
 	const sectors = 40
