@@ -58,6 +58,11 @@ func checkBase(s BaseSpec) (hex string, err error) {
 
 // Base implements Service.
 func (d *Daemon) Base(ctx context.Context, s BaseSpec) (cache.BaseStatus, error) {
+	ctx, leave, err := d.enter(ctx)
+	if err != nil {
+		return cache.BaseStatus{}, err
+	}
+	defer leave()
 	b, err := d.know(ctx, s)
 	if err != nil {
 		return cache.BaseStatus{}, err
@@ -81,9 +86,6 @@ func (d *Daemon) know(ctx context.Context, s BaseSpec) (*based, error) {
 		return nil, err
 	}
 	defer give()
-	if err := d.begin(); err != nil {
-		return nil, err
-	}
 	d.mu.Lock()
 	b := d.bases[s.Image.Digest]
 	if b == nil {
@@ -112,9 +114,6 @@ func (d *Daemon) know(ctx context.Context, s BaseSpec) (*based, error) {
 func (d *Daemon) known(digest string) (*based, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closed {
-		return nil, errEnding
-	}
 	b := d.bases[digest]
 	if b == nil {
 		return nil, fault.Errorf(fault.NotFound, "base %s: not known", digest)
@@ -229,6 +228,11 @@ func (d *Daemon) DropBase(ctx context.Context, digest string) error {
 	if err != nil {
 		return err
 	}
+	ctx, leave, err := d.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	give, err := d.turns.take(ctx, digest)
 	if err != nil {
 		return err

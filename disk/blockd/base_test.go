@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -297,4 +298,50 @@ func TestRefusals(t *testing.T) {
 	if err := d.Export(ctx, good); err == nil {
 		t.Error("exported for one who left")
 	}
+}
+
+// TestCallsEndWithTheDaemon: Close waits for them, and what they had begun is not there.
+func TestCallsEndWithTheDaemon(t *testing.T) {
+	b := newBench(t)
+	img := b.image(3, "tiny", content(40*chunk, 11))
+	d := b.daemon()
+	_, err := d.Base(t.Context(), b.spec(img))
+	must(t, err)
+	ended := make(chan error, 1)
+	begun := make(chan struct{})
+	go func() {
+		var once sync.Once
+		ended <- d.Preload(context.Background(), Preload{Digest: img.Digest, All: true, Rate: 100_000}, func(int64, int64) { once.Do(func() { close(begun) }) })
+	}()
+	<-begun
+	must(t, d.Close())
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("everything was fetched at once")
+		}
+	default:
+		t.Error("goes on after the daemon")
+	}
+	class(t, "call after the end", d.Preload(t.Context(), Preload{Digest: img.Digest}, nil), fault.Unavailable)
+}
+
+// TestProfileOfAReadOnlyRepository is kept here alone.
+func TestProfileOfAReadOnlyRepository(t *testing.T) {
+	b := newBench(t)
+	img := b.image(3, "tiny", content(20*chunk, 12))
+	must(t, os.MkdirAll(filepath.Join(b.repo.Path, image.ProfileName("tiny"), "in the way"), 0o755))
+	d := b.daemon()
+	e := b.baseExport("1.0", img)
+	e.Record = true
+	must(t, d.Export(t.Context(), e))
+	c := dial(t, e.Path)
+	for i := range profileLeast {
+		_, err := c.ReadAt(make([]byte, 1), int64(i)*3*chunk)
+		must(t, err)
+	}
+	c.Close()
+	must(t, d.Unexport(t.Context(), "1.0"))
+	kept := filepath.Join(e.Base.Dir, ProfileFile)
+	eventually(t, "a profile here", func() bool { return exists(kept) })
 }

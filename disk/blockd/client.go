@@ -46,12 +46,11 @@ func newClient(socket string) *Client {
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // errLost is an answer that broke off.
-var errLost = errors.New("the connection was lost")
+var errLost = errors.New("does not answer")
 
 // unreachable errors mean that the process is not there, or died: all calls may be made again.
 func unreachable(err error) bool {
-	return errors.Is(err, errLost) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT) ||
-		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	return errors.Is(err, errLost)
 }
 
 func (c *Client) call(ctx context.Context, method string, arguments call, report func(done, total int64)) (reply, error) {
@@ -106,7 +105,12 @@ func (c *Client) send(ctx context.Context, method, path string, body []byte) (*h
 		return nil, err
 	}
 	request.Header.Set(protocolHeader, strconv.Itoa(Protocol))
-	return c.http.Do(request)
+	response, err := c.http.Do(request)
+	if err != nil && !errors.Is(err, syscall.EACCES) {
+		// Whatever it says: at the other end of a unix socket there is a process, or there is none.
+		return nil, fmt.Errorf("%w: %w", errLost, err)
+	}
+	return response, err
 }
 
 // holding is an open connection that ends with the process at its other end.
@@ -124,7 +128,9 @@ func (c *Client) hold(ctx context.Context) (*holding, error) {
 	}
 	h := &holding{body: response.Body, rest: bufio.NewReader(response.Body)}
 	line, err := h.rest.ReadBytes('\n')
-	if err == nil {
+	if err != nil {
+		err = fmt.Errorf("%w: %w", errLost, err)
+	} else {
 		err = json.Unmarshal(line, &h.Hello)
 	}
 	if err == nil && (response.StatusCode != http.StatusOK || h.PID == 0) {

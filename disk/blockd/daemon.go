@@ -190,14 +190,21 @@ func (d *Daemon) Close() error {
 // errEnding is the error of all calls after Close.
 var errEnding = fault.Errorf(fault.Unavailable, "blockd is ending")
 
-// begin refuses work after Close.
-func (d *Daemon) begin() error {
+// enter begins a call: its context ends with the daemon, which waits for it. After Close there are none.
+func (d *Daemon) enter(ctx context.Context) (context.Context, func(), error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
-		return errEnding
+		return nil, nil, errEnding
 	}
-	return nil
+	d.group.Add(1)
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(d.ctx, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+		d.group.Done()
+	}, nil
 }
 
 // spawn runs f until it returns; its context ends with the daemon's.

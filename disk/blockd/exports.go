@@ -49,14 +49,16 @@ func (d *Daemon) Export(ctx context.Context, e Export) error {
 	if err := checkExport(e); err != nil {
 		return err
 	}
+	ctx, leave, err := d.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	give, err := d.turns.take(ctx, e.Name)
 	if err != nil {
 		return err
 	}
 	defer give()
-	if err := d.begin(); err != nil {
-		return err
-	}
 	if x := d.exported(e.Name); x != nil {
 		if sameJSON(x.record.Export, e) {
 			return nil
@@ -139,24 +141,26 @@ func (x *exported) create(ctx context.Context, presenter Presenter) error {
 
 // Unexport implements Service.
 func (d *Daemon) Unexport(ctx context.Context, name string) error {
-	return d.end(ctx, name, func(x *exported) error { return x.shut() })
+	return d.end(ctx, name, func(_ context.Context, x *exported) error { return x.shut() })
 }
 
 // end takes an export away: how ends the device, then it is forgotten.
-func (d *Daemon) end(ctx context.Context, name string, how func(*exported) error) error {
+func (d *Daemon) end(ctx context.Context, name string, how func(context.Context, *exported) error) error {
+	ctx, leave, err := d.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	give, err := d.turns.take(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer give()
-	if err := d.begin(); err != nil {
-		return err
-	}
 	x := d.exported(name)
 	if x == nil {
 		return nil
 	}
-	if err := how(x); err != nil {
+	if err := how(ctx, x); err != nil {
 		return fmt.Errorf("export %s: %w", name, err)
 	}
 	if err := d.exportsKept.remove(name); err != nil {
@@ -171,17 +175,19 @@ func (d *Daemon) end(ctx context.Context, name string, how func(*exported) error
 
 // Settle implements Service. Requests and Unexport of the same name go on meanwhile.
 func (d *Daemon) Settle(ctx context.Context, name string, report func(done, total int64)) error {
-	if err := d.begin(); err != nil {
+	ctx, leave, err := d.enter(ctx)
+	if err != nil {
 		return err
 	}
+	defer leave()
 	x := d.exported(name)
 	if x == nil {
 		return fault.Errorf(fault.NotFound, "export %s: there is none", name)
 	}
-	volume, leave, err := x.useVolume(ctx)
+	volume, use, err := x.useVolume(ctx)
 	if err == nil && volume != nil {
-		err = volume.Settle(leave.ctx, report)
-		leave.done()
+		err = volume.Settle(use.ctx, report)
+		use.done()
 	}
 	if err != nil {
 		return fmt.Errorf("export %s: %w", name, err)
@@ -191,7 +197,7 @@ func (d *Daemon) Settle(ctx context.Context, name string, report func(done, tota
 
 // Discard implements Service.
 func (d *Daemon) Discard(ctx context.Context, name string) error {
-	return d.end(ctx, name, func(x *exported) error { return x.discard(ctx) })
+	return d.end(ctx, name, func(ctx context.Context, x *exported) error { return x.discard(ctx) })
 }
 
 // Status implements Service. Exports that are being made are listed too: how much of an image is loaded.

@@ -18,6 +18,11 @@ func (d *Daemon) Preload(ctx context.Context, p Preload, report func(done, total
 	if p.Bytes < 0 || p.Rate < 0 {
 		return fault.Errorf(fault.Invalid, "preload of base %s: %d bytes at %d bytes a second", p.Digest, p.Bytes, p.Rate)
 	}
+	ctx, leave, err := d.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	b, err := d.known(p.Digest)
 	if err != nil {
 		return err
