@@ -7,11 +7,15 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+
+	"golang.org/x/sys/unix"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/cache"
 	"hayloft/disk/cache/storage/faulty"
 	"hayloft/disk/export"
+	"hayloft/disk/localstore"
 )
 
 func TestCapacityIsKeptAndTheLeastUsedGoes(t *testing.T) {
@@ -164,4 +168,53 @@ func TestLargeReadsSideBySide(t *testing.T) {
 	if o.Status().Evicted == 0 {
 		t.Fatal("nothing was evicted")
 	}
+}
+
+func TestAHitOvertakenByEvictionIsNone(t *testing.T) {
+	b := newBench(t, content("dddddddd", 0))
+	o := b.open(func(c *cache.BaseConfig) { c.Capacity = 2 * chunk })
+	r := o.Reader(nil)
+	b.check(r, 0, 2*chunk)
+	stall := b.disk.Stall(faulty.Read, localstore.DataFile)
+	hit := make(chan bool)
+	go func() { hit <- tried(r, 2*chunk) }()
+	<-stall.Reached() // it has found both chunks here
+	b.check(o.Reader(nil), 4*chunk, chunk)
+	b.check(o.Reader(nil), 6*chunk, chunk) // both are gone
+	stall.Release()
+	if <-hit {
+		t.Fatal("a hit on what was evicted meanwhile")
+	}
+	b.check(r, 0, 2*chunk)
+}
+
+// tried reports whether the first bytes are a hit, right or not.
+func tried(r export.Device, length int) bool {
+	done, err := r.(export.Quick).TryReadAt(make([]byte, length), 0)
+	return done || err != nil
+}
+
+func TestAHitOvertakenByASyncThatFailsIsNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, content("dd", 0))
+		o := b.open(nil)
+		r := o.Reader(nil)
+		synctest.Wait() // the flusher has nothing to do any more
+		b.check(r, 0, chunk)
+		stall := b.disk.Stall(faulty.Read, localstore.DataFile)
+		hit := make(chan bool)
+		go func() { hit <- tried(r, chunk) }()
+		<-stall.Reached()
+		b.disk.ForgetDoubtful()
+		b.disk.Inject(faulty.Fault{Op: faulty.Sync, Name: localstore.DataFile, Err: unix.EIO, Times: 1})
+		if o.Sync() == nil {
+			t.Error("the sync did not fail")
+		}
+		stall.Release()
+		if <-hit {
+			t.Error("a hit on what was undone meanwhile")
+		}
+		b.check(r, 0, chunk)
+		o.Close()
+	})
 }
