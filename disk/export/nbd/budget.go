@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	piece = 256 << 10 // the most that one buffer of a slow request holds
+	piece = 128 << 10 // the most that is read at once by a request that is not a hit
 	// maxUnfragmented is the longest read with NBD_CMD_FLAG_DF; the protocol wants at least 64 KiB.
 	maxUnfragmented = piece
 	headroom        = 32 // before the payload, for the head of its reply
@@ -29,8 +29,8 @@ type Budget struct {
 	seats    atomic.Int32 // see socket.receive
 }
 
-// classes are the sizes of buffers.
-var classes = [...]int{4 << 10, 64 << 10, piece}
+// classes are the sizes of buffers; the last holds whatever a request, or a piece of one, needs.
+var classes = [...]int{4 << 10, 64 << 10, receiveBuffer}
 
 // NewBudget is a budget for one process: 8 MiB of buffers and 512 requests.
 func NewBudget() *Budget { return newBudget(budgetBytes, budgetRequests) }
@@ -60,7 +60,7 @@ type share struct {
 	jobs   int // guarded by budget.mu
 }
 
-// take gives a job with a buffer of n bytes, at most a piece. When that is beyond the budget it waits, or with wait
+// take gives a job with a buffer of n bytes, at most receiveBuffer. When that is beyond the budget it waits, or with wait
 // false gives nil.
 func (s *share) take(n int, wait bool) *job {
 	b := s.budget

@@ -12,9 +12,9 @@ import (
 )
 
 const (
-	receiveBuffer = 128<<10 + 4<<10
-	replyBuffer   = 64<<10 + 4<<10
-	largeRead     = 32 << 10 // from here on a read is sent from its file, if the Device has one
+	receiveBuffer = 132 << 10 // 32 requests of 4 KiB each; 256 KiB are a little faster for long writes and twice the memory
+	replyBuffer   = 68 << 10
+	largeRead     = 32 << 10 // from here on a read is sent from its file, if the Device has one: twice as fast at 1 MiB
 	writeAlign    = 64 << 10 // of pieces of long writes, by offset
 )
 

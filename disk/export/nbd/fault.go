@@ -25,7 +25,7 @@ func errnoOf(err error) errno {
 	return errIO
 }
 
-// errorOf is the class of what the other side said.
+// class is that of what the other side said.
 func (e errno) class() fault.Class {
 	switch e {
 	case errPermission:

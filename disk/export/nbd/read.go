@@ -1,8 +1,6 @@
 package nbd
 
-import (
-	"hayloft/cloud/fault"
-)
+import "hayloft/cloud/fault"
 
 // read answers a read that is a hit, and hands others, or the rest of it, to a goroutine.
 func (c *connection) read(r *request) error {
@@ -43,7 +41,8 @@ func (c *connection) read(r *request) error {
 	return nil
 }
 
-// readFile answers with one chunk out of a file.
+// readFile answers with one chunk out of a file. On a unix socket the pages themselves are queued, so that the client
+// may see what is written to that place of the file until it has read the reply; not what is punched out of it.
 func (c *connection) readFile(r *request, fd uintptr, at int64) error {
 	length := int(r.length)
 	if err := c.room(dataSize); err != nil {
