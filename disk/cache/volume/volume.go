@@ -236,7 +236,13 @@ func (v *volume) Flush(ctx context.Context) error {
 		case cache.Back:
 			return v.back.flush(ctx)
 		}
-		return v.apart(ctx, change{}, func(ctx context.Context, _ change) error { return v.syncSource(ctx) })
+		return v.apart(ctx, change{}, func(ctx context.Context, _ change) error {
+			if err := v.syncSource(ctx); err != nil {
+				return err
+			}
+			// A change from another mode that a crash undid may have left the mark.
+			return v.patient(ctx, func() error { return v.remote.Undrained(ctx, false) })
+		})
 	})
 }
 
