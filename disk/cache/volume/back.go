@@ -83,7 +83,7 @@ func (l *backlog) record(ctx context.Context, r record, c change) error {
 			continue
 		}
 		end := l.head
-		for degraded && l.degraded && l.tail < end && l.trouble == nil && l.sick == nil {
+		for degraded && l.tail < end && l.trouble == nil && l.sick == nil {
 			if err := w.unlockAndWait(ctx); err != nil {
 				return err
 			}
