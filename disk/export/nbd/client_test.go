@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"hayloft/cloud/fault"
 	"hayloft/disk/export"
 )
@@ -170,6 +172,72 @@ func TestContextEndsWait(t *testing.T) {
 	}
 	if err := c.Read(t.Context(), make([]byte, 10), 0); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestGivenUpInTheMiddle: a request is given up while its message is under way in either direction; its buffer is the
+// caller's again, and the next connection serves.
+func TestGivenUpInTheMiddle(t *testing.T) {
+	good := func(r *raw) {
+		head := make([]byte, requestSize)
+		if _, err := io.ReadFull(r, head); err != nil {
+			return
+		}
+		q, _ := parseRequest(head)
+		r.Write(bytesOf(uint32(magicSimple), uint32(0), q.cookie, "abcdefghij"))
+		io.Copy(io.Discard, r)
+	}
+	for name, tt := range map[string]struct {
+		server func(begun chan<- struct{}) func(*raw)
+		ask    func(context.Context, *Client) error
+	}{
+		"receiving": {func(begun chan<- struct{}) func(*raw) {
+			return func(r *raw) {
+				io.ReadFull(r, make([]byte, requestSize))
+				r.Write(bytesOf(uint32(magicSimple), uint32(0), uint64(1), "half of it"))
+				close(begun)
+				io.Copy(io.Discard, r)
+			}
+		}, func(ctx context.Context, c *Client) error { return c.Read(ctx, make([]byte, 1<<20), 0) }},
+		"sending": {func(begun chan<- struct{}) func(*raw) {
+			return func(r *raw) {
+				io.ReadFull(r, make([]byte, requestSize))
+				close(begun)
+				for { // without reading, until the client goes away
+					if _, err := r.Write(nil); err != nil {
+						return
+					}
+					p := [1]unix.PollFd{{Events: unix.POLLRDHUP}}
+					sys, _ := r.Conn.(*net.UnixConn).SyscallConn()
+					sys.Control(func(fd uintptr) { p[0].Fd = int32(fd); unix.Poll(p[:], 1000) })
+					if p[0].Revents&(unix.POLLRDHUP|unix.POLLHUP) != 0 {
+						return
+					}
+				}
+			}
+		}, func(ctx context.Context, c *Client) error { return c.Write(ctx, make([]byte, 16<<20), 0, false) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			begun := make(chan struct{})
+			c := dial(t, fake(t, 16<<20, flagHasFlags, false, tt.server(begun), good), Dialer{Patience: 10 * time.Second})
+			ctx, cancel := context.WithCancel(t.Context())
+			go func() {
+				<-begun
+				wait(t, func() bool {
+					c.mu.Lock()
+					defer c.mu.Unlock()
+					return c.calls[1] != nil && c.calls[1].busy
+				})
+				cancel()
+			}()
+			if err := tt.ask(ctx, c); !fault.Is(err, fault.Unavailable) || !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+			p := make([]byte, 10)
+			if err := c.Read(t.Context(), p, 0); err != nil || string(p) != "abcdefghij" {
+				t.Errorf("%q %v", p, err)
+			}
+		})
 	}
 }
 

@@ -81,6 +81,12 @@ func TestFile(t *testing.T) {
 	if err := file.ReadAt(ctx, got, 256<<10); err != nil || !bytes.Equal(got, make([]byte, 8192)) {
 		t.Error(err)
 	}
+	if err := errors.Join(file.WriteAt(ctx, want, 0, false), file.writeZeros(ctx, 0, 5000), file.ReadAt(ctx, got, 0)); err != nil {
+		t.Error(err)
+	}
+	if !bytes.Equal(got[:5000], make([]byte, 5000)) || !bytes.Equal(got[5000:], want[5000:]) {
+		t.Error("not written zeros")
+	}
 	if err := errors.Join(file.Prefetch(ctx, 0, 1<<20), file.Flush(ctx)); err != nil {
 		t.Error(err)
 	}

@@ -1,14 +1,20 @@
 package nbd
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"net"
+	"os"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"hayloft/cloud/fault"
+	"hayloft/disk/export"
 )
 
 // TestOutOfOrder: what waits delays nothing else, neither hits nor misses nor changes.
@@ -178,5 +184,68 @@ func TestListenerFails(t *testing.T) {
 	listener.Close()
 	if err := s.Serve(t.Context(), listener, newMemory(1)); !errors.Is(err, net.ErrClosed) || fault.Is(err, fault.Busy) {
 		t.Error(err)
+	}
+}
+
+// filed is memory whose long reads come from a descriptor.
+type filed struct {
+	quickMemory
+	fd uintptr
+}
+
+func (f filed) TryFile(offset int64, _ int) (uintptr, int64, bool) { return f.fd, offset, true }
+
+// TestSlowClient: replies that fill the socket wait for their reader, and stay whole.
+func TestSlowClient(t *testing.T) {
+	const size, requests = 4 << 20, 16
+	content := pattern(size, 1)
+	m := newMemory(size)
+	copy(m.data, content)
+	f, err := os.Create(t.TempDir() + "/file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write(content); err != nil {
+		t.Fatal(err)
+	}
+	null, err := os.Open("/dev/null") // ends at once: nothing comes by sendfile
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC) // sendfile does not like it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(epoll)
+	all := quickMemory{memory: m, missFrom: size}
+	for name, device := range map[string]export.Device{"copied": all, "misses": m, "sendfile": filed{all, f.Fd()}, "empty sendfile": filed{all, null.Fd()},
+		"no sendfile": filed{all, uintptr(epoll)}} {
+		t.Run(name, func(t *testing.T) {
+			s := serve(t, device, Config{})
+			for _, structured := range []bool{true, false} {
+				r := enter(t, s.path, structured)
+				for i := range uint64(requests) {
+					r.request(cmdRead, 0, i, i<<10, 1<<20)
+				}
+				time.Sleep(5 * patience) // so that the server waits by the poller
+				for left := requests << 20; left > 0; {
+					if !structured {
+						left -= 1 << 20
+						got := r.message()
+						if p := r.read(1 << 20); got.err != 0 || !bytes.Equal(p, content[got.cookie<<10:][:1<<20]) {
+							t.Fatalf("%+v: other bytes", got)
+						}
+						continue
+					}
+					got := r.message()
+					if got.kind != replyData || !bytes.Equal(got.data[8:], content[binary.BigEndian.Uint64(got.data):][:len(got.data)-8]) {
+						t.Fatalf("kind %d, error %d: other bytes", got.kind, got.err)
+					}
+					left -= len(got.data) - 8
+				}
+			}
+		})
 	}
 }

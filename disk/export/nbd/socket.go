@@ -175,10 +175,10 @@ func (s *socket) sendFile(fd uintptr, at int64, length int) (sent int, err error
 			if err := s.waitWritable(); err != nil {
 				return sent, err
 			}
-		case unix.EINVAL, unix.ENOSYS, unix.EIO:
-			return sent, nil
-		default:
+		case unix.EPIPE, unix.ECONNRESET:
 			return sent, e
+		default: // of the file: whoever reads it another way sees what it is
+			return sent, nil
 		}
 	}
 	return sent, nil
