@@ -166,19 +166,15 @@ func (d *Daemon) Close() error {
 		return nil
 	}
 	d.closed = true
-	exports := make([]*exported, 0, len(d.exports))
-	for _, x := range d.exports {
-		exports = append(exports, x)
-	}
 	d.mu.Unlock()
 	d.stop()
-	errs := make([]error, len(exports))
+	d.group.Wait() // from here on nobody else changes exports
+	errs := make([]error, len(d.exports))
 	var group sync.WaitGroup
-	for i, x := range exports {
+	for i, x := range sorted(d.exports) {
 		group.Go(func() { errs[i] = x.leave() })
 	}
 	group.Wait()
-	d.group.Wait()
 	for _, p := range d.config.Present {
 		if c, ok := p.(io.Closer); ok {
 			errs = append(errs, c.Close())

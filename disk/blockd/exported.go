@@ -48,7 +48,7 @@ type exported struct {
 
 func newExported(d *Daemon, r exportRecord) *exported {
 	x := &exported{daemon: d, record: r}
-	x.ctx, x.cancel = context.WithCancel(context.Background())
+	x.ctx, x.cancel = context.WithCancel(d.ctx)
 	if r.Size > 0 {
 		x.door = newDoor(r.Size, r.Export.Base != nil, d.config.Patience)
 	}
@@ -170,8 +170,14 @@ func (x *exported) present(presenter Presenter) error {
 		return err
 	}
 	x.mu.Lock()
-	x.presented = p
+	ended := x.ended
+	if !ended {
+		x.presented = p
+	}
 	x.mu.Unlock()
+	if ended {
+		return p.Close()
+	}
 	return nil
 }
 
@@ -188,7 +194,7 @@ func (x *exported) reopen(presenter Presenter) {
 			}
 		}
 		x.mu.Lock()
-		reachable := x.presented != nil
+		reachable := x.presented != nil || x.ended
 		x.mu.Unlock()
 		if opened && !reachable {
 			if presenter == nil {

@@ -116,10 +116,10 @@ func (x *exported) create(ctx context.Context, presenter Presenter) error {
 	if err := x.openFirst(ctx, &back); err != nil {
 		return fail(err)
 	}
-	if err := d.exportsKept.put(x.record.Export.Name, x.record); err != nil {
+	if err := x.keep(); err != nil {
 		return fail(err)
 	}
-	back.Push(func() error { return d.exportsKept.remove(x.record.Export.Name) })
+	back.Push(x.forget)
 	p, err := presenter.Present(x.record.Export, x.door)
 	if err != nil {
 		return fail(err)

@@ -26,6 +26,9 @@ type source struct {
 
 	mu     sync.Mutex
 	target repository.Target // nil: not open
+
+	keepMu sync.Mutex
+	keep   func(size int64) error // see remembered; nil: nobody wants to know yet
 }
 
 var _ cache.Source = (*source)(nil)
@@ -122,11 +125,39 @@ func (s *source) WriteAt(p []byte, offset int64) (n int, err error) {
 }
 
 func (s *source) Truncate(size int64) error {
-	return s.with(func(t repository.Target) error {
+	err := s.with(func(t repository.Target) error {
 		err := t.Truncate(size)
 		s.size.Store(t.Size())
 		return err
 	})
+	if err != nil {
+		return err
+	}
+	s.keepMu.Lock()
+	defer s.keepMu.Unlock()
+	if s.keep == nil {
+		return nil
+	}
+	return s.keep(s.size.Load())
+}
+
+// remember has keep, unless it is nil, told from now on.
+func (s *source) remember(keep func(size int64) error) {
+	s.keepMu.Lock()
+	defer s.keepMu.Unlock()
+	s.keep = keep
+}
+
+// remembered has keep remember durably how long the image is, now and whenever it was made longer, before anything is
+// written there: after a restart, what lies beyond is taken for zeros.
+func (s *source) remembered(keep func(size int64) error) error {
+	s.keepMu.Lock()
+	defer s.keepMu.Unlock()
+	if err := keep(s.size.Load()); err != nil {
+		return err
+	}
+	s.keep = keep
+	return nil
 }
 
 func (s *source) Discard(offset, length int64) error {

@@ -102,6 +102,29 @@ func (x *exported) hold(volume cache.Volume, src *source) {
 	x.door.open(volume)
 }
 
+// keepSize remembers an export whose source has size bytes.
+func (x *exported) keepSize(size int64) error {
+	r := x.record
+	r.SourceSize = size
+	return x.daemon.exportsKept.put(r.Export.Name, r)
+}
+
+// keep remembers a new export.
+func (x *exported) keep() error {
+	if x.record.Export.Volume == nil {
+		return x.daemon.exportsKept.put(x.record.Export.Name, x.record)
+	}
+	return x.source.remembered(x.keepSize)
+}
+
+// forget is the opposite of keep.
+func (x *exported) forget() error {
+	if x.source != nil {
+		x.source.remember(nil)
+	}
+	return x.daemon.exportsKept.remove(x.record.Export.Name)
+}
+
 // takeImage owns the image, unless that was done.
 func (d *Daemon) takeImage(ctx context.Context, v VolumeSpec, back *undo.Stack) (repository.Writable, error) {
 	repo, err := d.writable(v)
@@ -128,6 +151,7 @@ func (x *exported) openVolumeAgain(ctx context.Context) error {
 	src := newSource(repo, v.Image.Source, v.owner())
 	src.generation = x.record.Generation
 	src.size.Store(x.record.SourceSize)
+	src.remember(x.keepSize)
 	volume, err := x.daemon.openVolume(ctx, x.record, src)
 	if err != nil {
 		return v.errorf(errors.Join(err, src.Close()))

@@ -224,3 +224,35 @@ func TestVolumeWaitsForItsRepository(t *testing.T) {
 		t.Errorf("reads differ, %v", err)
 	}
 }
+
+// TestLongerThanItsImage: what was written beyond the image's end is there after a restart, before and after draining.
+func TestLongerThanItsImage(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(string(mode), func(t *testing.T) {
+			b := newBench(t)
+			img, want := b.persistent("mine", 1)
+			want = append(want, make([]byte, 10*chunk)...)
+			e := b.volumeExport("12.0", img, mode)
+			e.Volume.Size = int64(len(want))
+			d := b.daemon()
+			ctx := t.Context()
+			must(t, d.Export(ctx, e))
+			for i := range 3 {
+				c := dial(t, e.Path)
+				p, at := content(5000, uint64(100+i)), len(want)-(i+1)*chunk-700
+				must(t, c.Write(ctx, p, int64(at), i == 1))
+				copy(want[at:], p)
+				c.Close()
+				if i == 2 {
+					must(t, d.Settle(ctx, "12.0", nil))
+				}
+				must(t, d.Close())
+				d = b.daemon()
+				same(t, "after a restart", readAll(t, dial(t, e.Path)), want)
+			}
+			must(t, d.Settle(ctx, "12.0", nil))
+			same(t, "in the repository", b.inRepository(img), want)
+			must(t, d.Discard(ctx, "12.0"))
+		})
+	}
+}
