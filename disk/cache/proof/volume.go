@@ -117,6 +117,7 @@ func (s *volumeScenario) open(again bool) bool {
 		s.note("CACHE_MODE becomes %s", mode)
 		if mode != s.mode {
 			s.heal()
+			s.loaded = false // whether the change comes about or not
 		}
 	}
 	if mode == cache.Offline {
