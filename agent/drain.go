@@ -175,7 +175,7 @@ func (a *Agent) caches(ctx context.Context, vm int64) ([]*wire.DiskCache, error)
 	return all, nil
 }
 
-// sampleCaches looks at the caches of this machine; the next report has what is found.
+// sampleCaches looks at the caches of this machine and reports what is new.
 func (p *pass) sampleCaches(ctx context.Context) {
 	if !cached(p.want.GetMachine()) {
 		return
@@ -187,7 +187,9 @@ func (p *pass) sampleCaches(ctx context.Context) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.m.cachesAre(all)
+	if p.m.cachesAre(all) {
+		p.markDirty(p.vm())
+	}
 }
 
 // cached says whether a machine has disks that can have a cache.

@@ -50,8 +50,8 @@ func (p *pass) goalRunning(ctx context.Context) error {
 			return err
 		}
 	}
-	p.sampleCaches(ctx)
 	p.show(wire.Phase_PHASE_RUNNING)
+	p.sampleCaches(ctx)
 	if err := p.useUp(ctx); err != nil {
 		p.log.Warn("machine: what it was resumed from is not cleared", "vm", p.vm(), "error", err)
 	}

@@ -3,6 +3,8 @@ package server_test
 import (
 	"context"
 	"crypto/rand"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -254,4 +256,48 @@ func TestOwnedImage(t *testing.T) {
 		left, err := filepath.Glob(filepath.Join(ds.BasePath, img.Source+"*"))
 		return err == nil && len(left) == 0
 	})
+}
+
+// What a web server has is registered in the same way, and nothing else can be done with it.
+func TestImageOfAWebServer(t *testing.T) {
+	s := newSite(t)
+	c := s.server("one")
+	dir := t.TempDir()
+	repo, err := path.New(disk.Repository{Path: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "x.img")
+	if err := os.WriteFile(file, []byte(strings.Repeat("goldhay\n", 64_000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	info, err := image.Import(t.Context(), image.ImportOptions{Source: file, Type: image.OS, Format: image.Raw, To: repo, Name: "deb.img"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	web := httptest.NewServer(http.FileServer(http.Dir(dir)))
+	defer web.Close()
+	if _, err := c.CreateDatastore(t.Context(), "NAME=web\nDS_MAD=http\nBASE_PATH=\""+web.URL+"\"", ""); err != nil {
+		t.Fatal(err)
+	}
+	id, err := c.CreateImage(t.Context(), "NAME=deb\nSOURCE=deb.img", "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if img := s.imageIs(c, id, cloud.ImageStateReady); img.Digest != info.Digest || img.Size != info.Size {
+		t.Errorf("registered: %+v, want %+v", img.Image, info)
+	}
+	if _, err := c.CreateImage(t.Context(), "NAME=x\nPATH=\""+file+"\"", "web"); !fault.Is(err, fault.Unsupported) {
+		t.Errorf("import into a web server: %v", err)
+	}
+	if err := c.Delete(t.Context(), cloud.KindImage, "deb"); err != nil {
+		t.Fatal(err)
+	}
+	s.until("the image is gone", func(ctx context.Context) bool {
+		_, err := c.Image(ctx, strconv.Itoa(id))
+		return fault.Is(err, fault.NotFound)
+	})
+	if _, err := os.Stat(filepath.Join(dir, "deb.img")); err != nil {
+		t.Error(err)
+	}
 }

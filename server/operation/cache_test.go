@@ -148,6 +148,9 @@ func TestTemplatesOfDatastoresAndImagesAreChecked(t *testing.T) {
 			t.Errorf("%q: %v, want %q", text, err, want)
 		}
 	}
+	if err := o.SetPersistent(t.Context(), 7, true); !fault.Is(err, fault.Unsupported) {
+		t.Errorf("an image of a web server made persistent: %v", err)
+	}
 	if err := o.UpdateDatastore(t.Context(), web, parse(t, "CACHE_MODE=SOON"), true); !fault.Is(err, fault.Invalid) {
 		t.Errorf("update of a datastore: %v", err)
 	}
