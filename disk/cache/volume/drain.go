@@ -115,10 +115,7 @@ func (l *backlog) drain(e *epoch) error {
 	if err := l.verify(e); err != nil {
 		return err
 	}
-	if err := l.writeEpoch(e); err != nil {
-		return err
-	}
-	if err := l.v.syncSource(l.life); err != nil {
+	if err := l.v.durably(l.life, func() error { return l.writeEpoch(e) }); err != nil {
 		return err
 	}
 	return l.advance(e)

@@ -67,7 +67,7 @@ func open(ctx context.Context, c cache.VolumeConfig) (_ *volume, err error) {
 	if err := v.state.write(v.dir); err != nil {
 		return nil, fmt.Errorf("state: %w", err)
 	}
-	if err := v.takeOver(ctx, c, &u); err != nil {
+	if err := v.takeOver(ctx, c, wasClean, &u); err != nil {
 		return nil, err
 	}
 	if v.mode != cache.Offline && (unsynced || !fresh && !wasClean) {
@@ -190,9 +190,9 @@ func openOrCreate(dir storage.Dir, name string, u *undo.Stack) (storage.File, in
 
 // takeOver goes from the mode of the files to the one that is wanted. Each step leaves a state that says what is
 // there.
-func (v *volume) takeOver(ctx context.Context, c cache.VolumeConfig, u *undo.Stack) (err error) {
+func (v *volume) takeOver(ctx context.Context, c cache.VolumeConfig, clean bool, u *undo.Stack) (err error) {
 	if v.mode == cache.Back {
-		if v.back, err = openLog(v, u); err != nil {
+		if v.back, err = openLog(v, clean, u); err != nil {
 			return err
 		}
 	}
@@ -224,7 +224,7 @@ func (v *volume) takeOver(ctx context.Context, c cache.VolumeConfig, u *undo.Sta
 			return fmt.Errorf("log: %w", err)
 		}
 	case c.Mode == cache.Back:
-		v.back, err = openLog(v, u)
+		v.back, err = openLog(v, true, u)
 	}
 	if c.Mode == cache.Offline {
 		v.offline, err = openOffline(v, u)

@@ -13,8 +13,9 @@ import (
 	"hayloft/internal/undo"
 )
 
-// openLog takes up what the log holds. Nothing is drained before start.
-func openLog(v *volume, u *undo.Stack) (*backlog, error) {
+// openLog takes up what the log holds. Nothing is drained before start. closed says that it was closed in order, or is
+// new: then nothing lies behind its head.
+func openLog(v *volume, closed bool, u *undo.Stack) (*backlog, error) {
 	f, err := v.dir.Open(logFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.Errorf(fault.Corrupt, "log: there is none, and with it what it held")
@@ -36,7 +37,7 @@ func openLog(v *volume, u *undo.Stack) (*backlog, error) {
 		syncs: newGroupSync(), marking: newTurn(), direct: newTurn(),
 	}
 	l.tailNow.Store(h.tail)
-	if err := l.recover(h); err != nil {
+	if err := l.recover(h, closed); err != nil {
 		return nil, fmt.Errorf("log: %w", err)
 	}
 	l.life, l.stop = context.WithCancel(v.life)
@@ -86,7 +87,8 @@ func readHeader(f storage.File) (logHeader, error) {
 
 // recover takes the records from the tail on, in unbroken sequence. What comes behind the first that is not right is
 // dropped: it was never promised, unless a record says that it was.
-func (l *backlog) recover(h logHeader) error {
+func (l *backlog) recover(h logHeader, closed bool) error {
+	promised := h.durable
 	s := l.scanner(h.tail)
 	for int64(s.pos-h.tail) < l.ring {
 		r, ok, err := s.record()
@@ -97,19 +99,26 @@ func (l *backlog) recover(h logHeader) error {
 			break
 		}
 		l.take(r)
+		promised = max(promised, r.durable)
 		s.pos = l.head
 	}
-	promised := h.durable
-	if err := l.evidence(&promised); err != nil {
-		return err
+	if !closed {
+		if err := l.evidence(&promised); err != nil {
+			return err
+		}
 	}
 	if promised > l.head {
 		return fault.Errorf(fault.Corrupt, "the record at position %d is damaged, and what was flushed reaches to %d: it holds %d bytes that the source has not",
 			l.head, promised, promised-h.tail)
 	}
 	// What is left of the future that was dropped must not fit to what is written now.
-	if err := l.punchFree(); err != nil {
-		return err
+	if !closed {
+		if err := l.punchFree(); err != nil {
+			return err
+		}
+		if err := l.rewrite(max(promised, h.tail)); err != nil {
+			return err
+		}
 	}
 	l.closeEpoch()
 	if err := l.file.Sync(); err != nil {
@@ -148,6 +157,24 @@ func (l *backlog) evidence(promised *uint64) error {
 		if ok && r.sequence > l.sequence {
 			*promised = max(*promised, r.durable)
 		}
+	}
+	return nil
+}
+
+// rewrite writes what lies between from and the head once more: when a sync of it failed in the last run, the system has
+// it in memory only, and does not tell again.
+func (l *backlog) rewrite(from uint64) error {
+	s := l.scanner(from)
+	for s.pos < l.head {
+		rest := min(l.head-s.pos, uint64(l.ring)-s.pos%uint64(l.ring))
+		b, err := s.bytes(int64(min(rest, scanBytes)))
+		if err != nil {
+			return err
+		}
+		if _, err := l.file.WriteAt(b, l.at(s.pos)); err != nil {
+			return err
+		}
+		s.pos += uint64(len(b))
 	}
 	return nil
 }
@@ -230,7 +257,7 @@ func (v *volume) resizeLog(c cache.VolumeConfig, u *undo.Stack) error {
 	if err := createLog(v.dir, logSize(c)); err != nil {
 		return fmt.Errorf("log: %w", err)
 	}
-	next, err := openLog(v, u)
+	next, err := openLog(v, true, u)
 	if err != nil {
 		return err
 	}

@@ -51,6 +51,7 @@ type volume struct {
 	remote      remote
 	sourceSyncs groupSync
 	lateSync    atomic.Pointer[error]
+	lostSyncs   atomic.Uint64 // that failed
 	data        storage.File
 	present     *bitmap
 	residents   residents
@@ -166,11 +167,27 @@ func (v *volume) change(ctx context.Context, c change, fua bool) error {
 		return v.back.change(ctx, c, fua)
 	}
 	return v.apart(ctx, c, func(ctx context.Context, c change) error {
-		if err := v.apply(ctx, c, v.mode == cache.Through); err != nil || !fua {
-			return err
+		if !fua {
+			return v.apply(ctx, c, v.mode == cache.Through)
 		}
-		return v.syncSource(ctx)
+		return v.durably(ctx, func() error { return v.apply(ctx, c, v.mode == cache.Through) })
 	})
+}
+
+// durably changes the source and syncs it. A sync that fails is told once, maybe to somebody else who asked for one
+// meanwhile: what was changed before may be lost all the same.
+func (v *volume) durably(ctx context.Context, change func() error) error {
+	before := v.lostSyncs.Load()
+	if err := change(); err != nil {
+		return err
+	}
+	if err := v.syncSource(ctx); err != nil {
+		return err
+	}
+	if v.lostSyncs.Load() != before {
+		return fault.Errorf(fault.Unavailable, "the source may have lost what it had not synced")
+	}
+	return nil
 }
 
 // syncSource makes durable what the source has; many share one sync. Bits of chunks that were changed since the last
@@ -190,6 +207,7 @@ func (v *volume) syncSource(context.Context) error {
 			}
 			return nil
 		}
+		v.lostSyncs.Add(1)
 		for c := range v.present.doubtful() {
 			if err := v.forget(v.life, c, c+1); err != nil {
 				return err
@@ -415,7 +433,7 @@ func (v *volume) Close() error {
 		return nil
 	}
 	v.closeMu.Unlock()
-	if v.mode != cache.Offline && v.present.held() {
+	if (v.mode == cache.Around || v.mode == cache.Through) && v.present.held() {
 		v.baseline(v.life)
 	}
 	v.stop()
