@@ -47,17 +47,32 @@ func killer(t testing.TB, k *Keeper, n int, acknowledged *atomic.Int64) (done ch
 				}
 			}
 			time.Sleep(time.Duration(r.Int64N(int64(killMost)))) // the moment is what is random
-			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-			s, err := k.Client().Status(ctx)
-			cancel()
-			if err != nil {
+			if err := killOnce(k); err != nil {
 				t.Error(err)
 				return
 			}
-			_ = unix.Kill(s.PID, unix.SIGKILL) // the keeper's child: the number is not another's before it is waited for
 		}
 	}()
 	return done
+}
+
+// killOnce kills the process and returns when the next one answers.
+func killOnce(k *Keeper) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	before, err := k.Client().Status(ctx)
+	if err != nil {
+		return err
+	}
+	if err := unix.Kill(before.PID, unix.SIGKILL); err != nil { // the number is not another's before the keeper waited for it
+		return err
+	}
+	for {
+		now, err := k.Client().Status(ctx)
+		if err != nil || now.PID != before.PID {
+			return err
+		}
+	}
 }
 
 // acknowledged is the counter of a writer in a file of its own, outside of what is tested.

@@ -6,6 +6,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"hayloft/cloud/fault"
 )
 
 // maxLog is how large a log may become before it is put aside, in bytes; so much there is twice at most.
@@ -14,6 +16,9 @@ const maxLog = 4 << 20
 // OpenLog opens the log of a daemon's process. It also becomes the standard output and error of this process, so
 // that a crash is told there.
 func OpenLog(stateDir string) (*Log, error) {
+	if !filepath.IsAbs(stateDir) {
+		return nil, fault.Errorf(fault.Invalid, "blockd: state directory %q is not absolute", stateDir)
+	}
 	if err := os.MkdirAll(stateDir, 0o700); err != nil {
 		return nil, err
 	}

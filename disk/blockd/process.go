@@ -46,6 +46,9 @@ func Run(ctx context.Context, c RunConfig) error {
 	if c.Idle == 0 {
 		c.Idle = idleLimit
 	}
+	if !filepath.IsAbs(c.StateDir) {
+		return fault.Errorf(fault.Invalid, "blockd: state directory %q is not absolute", c.StateDir)
+	}
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		return err
 	}
