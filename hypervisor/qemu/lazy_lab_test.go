@@ -89,7 +89,7 @@ func newDataHost(t *testing.T) *dataHost {
 			t.Logf("data path: %s", text)
 		}
 	})
-	h.way, err = way.New(way.Config{Root: filepath.Join(h.dir, "ls"), GID: 4321, Host: "here", Log: log, Data: h.client, Runner: command.Exec{}})
+	h.way, err = way.New(way.Config{Root: filepath.Join(h.dir, "ls"), GID: 4321, Host: "here", Log: log, Data: h.client, Sockets: filepath.Join(h.dir, "s"), Runner: command.Exec{}})
 	if err != nil {
 		t.Fatal(err)
 	}
