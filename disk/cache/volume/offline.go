@@ -22,6 +22,7 @@ type offline struct {
 	origin storage.File
 	ready  atomic.Bool // all is here
 	syncs  groupSync
+	doubt  bool // a sync failed since the last that did not; guarded by the turn of syncs
 
 	// gate: changes hold it for reading; settle shuts it for moments, to know which chunks changed under its hands.
 	gate     sync.RWMutex
@@ -160,11 +161,42 @@ func (o *offline) flush(ctx context.Context) error {
 		}
 	}
 	return o.syncs.do(func() error {
+		if o.doubt {
+			if err := o.rewrite(); err != nil {
+				return err
+			}
+		}
 		if err := o.v.data.Sync(); err != nil {
+			o.doubt = true
+			return fmt.Errorf("data: %w", err)
+		}
+		o.doubt = false
+		return nil
+	})
+}
+
+// rewrite writes all changed chunks once more: after a sync that failed the system has some of them in memory only, and
+// the next sync does not bring them to the disk.
+func (o *offline) rewrite() error {
+	content := make([]byte, chunkSize)
+	again := func(c int64) error {
+		o.gate.Lock()
+		defer o.gate.Unlock()
+		start, end := o.v.chunkRange(c)
+		if err := o.read(content[:end-start], start); err != nil {
+			return err
+		}
+		if _, err := o.v.data.WriteAt(content[:end-start], start); err != nil {
 			return fmt.Errorf("data: %w", err)
 		}
 		return nil
-	})
+	}
+	for c := o.dirty.next(0); c < o.dirty.size; c = o.dirty.next(c + 1) {
+		if err := again(c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // mark has the source say that this host has writes which the source has not. After Load it is set, so that nothing
