@@ -15,7 +15,7 @@ import (
 // drain brings what the machine wrote to persistent images, and is only here, to their repositories. It may be called
 // again and again. A repository that cannot be reached is tried for pace.drainTry, and one that says nothing is waited
 // for as long as limit.
-func (p *pass) drain(ctx context.Context, limit time.Duration) error {
+func (p *pass) drain(ctx context.Context, leaves bool, limit time.Duration) error {
 	switch p.r.Disks {
 	case noDisks, stashed, stashing, disksGone: // stashing: it was drained before that began
 		return nil
@@ -23,7 +23,7 @@ func (p *pass) drain(ctx context.Context, limit time.Duration) error {
 	if err := p.busy(ctx, drainingDisks); err != nil {
 		return err
 	}
-	err := p.step(ctx, "drain", func() error { return p.settleDisks(ctx, limit) })
+	err := p.step(ctx, "drain", func() error { return p.settleDisks(ctx, leaves, limit) })
 	if err == nil || ctx.Err() != nil {
 		p.sampleCaches(ctx)
 		return err
@@ -35,12 +35,12 @@ func (p *pass) drain(ctx context.Context, limit time.Duration) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-func (p *pass) settleDisks(ctx context.Context, limit time.Duration) error {
+func (p *pass) settleDisks(ctx context.Context, leaves bool, limit time.Duration) error {
 	watch := newStall(ctx, limit)
 	defer watch.end()
 	var before error // what the last attempt but one said
 	for {
-		err := p.cfg.Way.Settle(watch.ctx, p.id(), func(done disk.Progress) {
+		err := p.cfg.Way.Settle(watch.ctx, p.id(), leaves, func(done disk.Progress) {
 			watch.moved(done)
 			if !strings.HasPrefix(done.Step, "drain ") {
 				done.Step = strings.TrimSpace("drain " + done.Step)
@@ -131,7 +131,7 @@ func mebibytes(bytes int64) string { return fmt.Sprintf("%.1f MB", float64(bytes
 // drainOff drains a machine that is off and stays here. When that does not work, nothing is lost: the writes stay in
 // the cache, which goes on draining; the machine is off, with a warning that goes when they are drained.
 func (p *pass) drainOff(ctx context.Context) error {
-	err := p.drain(ctx, p.pace.drainTry)
+	err := p.drain(ctx, false, p.pace.drainTry)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -148,7 +148,7 @@ func (p *pass) drainOff(ctx context.Context) error {
 // drainGone drains a machine that goes. An image that somebody has taken from it meanwhile (image release) can never
 // get its writes: they go with it.
 func (p *pass) drainGone(ctx context.Context) error {
-	err := p.drain(ctx, p.pace.drain)
+	err := p.drain(ctx, true, p.pace.drain)
 	if err != nil && ctx.Err() == nil && fault.Is(err, fault.Busy) {
 		p.log.Warn("machine: an image was taken from it, and its writes are given up", "vm", p.vm(), "error", err)
 		return nil

@@ -39,7 +39,7 @@ func (p *pass) goalStashed(ctx context.Context) error {
 			return failed(wire.Step_STEP_SAVE, fault.Errorf(fault.WrongState, "machine %d: it ended before its memory was saved: %s", p.vm(), p.r.Reason))
 		}
 		p.show(wire.Phase_PHASE_STASHING)
-		if err := p.drain(ctx, p.pace.drain); err != nil {
+		if err := p.drain(ctx, true, p.pace.drain); err != nil {
 			return failed(wire.Step_STEP_STASH, err)
 		}
 		if err := p.stash(ctx); err != nil {

@@ -448,7 +448,7 @@ func (l fakeWay) Capacity(context.Context) (disk.Capacity, error) {
 func (l fakeWay) Bases(context.Context) ([]disk.Base, error) {
 	return []disk.Base{{Digest: "blake3:base", Complete: true}}, nil
 }
-func (l fakeWay) Settle(ctx context.Context, machine int, report func(disk.Progress)) error {
+func (l fakeWay) Settle(ctx context.Context, machine int, _ bool, report func(disk.Progress)) error {
 	l.w.mu.Lock()
 	fail, left := l.w.settle, l.w.undrained[machine]
 	l.w.mu.Unlock()

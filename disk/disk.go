@@ -129,9 +129,10 @@ type Way interface {
 	Capacity(ctx context.Context) (Capacity, error)
 	// Bases lists what this host has of images, complete or not, by digest.
 	Bases(ctx context.Context) ([]Base, error)
-	// Settle brings everything that a machine's persistent images lack to their repositories: what modes BACK and
-	// OFFLINE keep here. The machine is off. It does nothing for machines without such disks.
-	Settle(ctx context.Context, machine int, report func(Progress)) error
+	// Settle brings to their repositories what a machine's persistent images lack: what mode BACK keeps here and, when
+	// the machine leaves this host for good, what OFFLINE does. The machine is off. It does nothing for machines
+	// without such disks.
+	Settle(ctx context.Context, machine int, leaves bool, report func(Progress)) error
 	// Caches tells what the caches of a machine's disks are doing, in the order of disk ids; those without one are left out.
 	Caches(ctx context.Context, machine int) ([]Cache, error)
 	// Prefetch brings a whole image to this host, for machines to come, rate bytes a second at most (0: no bound).

@@ -213,7 +213,7 @@ func TestVolumesWithTheRealDataPath(t *testing.T) {
 			if err != nil || saved.Size != 3<<20 {
 				t.Fatal(saved, err)
 			}
-			if err := b.way.Settle(t.Context(), 1, nil); err != nil {
+			if err := b.way.Settle(t.Context(), 1, true, nil); err != nil {
 				t.Fatal(err)
 			}
 			mine, err1 := os.ReadFile(b.repository.Path + "/mine")

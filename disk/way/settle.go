@@ -13,7 +13,7 @@ import (
 )
 
 // Settle implements disk.Way.
-func (w *Way) Settle(ctx context.Context, machine int, report func(disk.Progress)) error {
+func (w *Way) Settle(ctx context.Context, machine int, leaves bool, report func(disk.Progress)) error {
 	unlock, err := w.lock(ctx, machineTurn(machine))
 	if err != nil {
 		return err
@@ -23,17 +23,18 @@ func (w *Way) Settle(ctx context.Context, machine int, report func(disk.Progress
 	if err != nil || r == nil {
 		return err
 	}
-	if err := w.settleAll(ctx, r, report); err != nil {
+	if err := w.settleAll(ctx, r, leaves, report); err != nil {
 		return fmt.Errorf("machine %d: %w", machine, err)
 	}
 	return nil
 }
 
-// settleAll settles the caches of all disks of a machine.
-func (w *Way) settleAll(ctx context.Context, r *record, report func(disk.Progress)) error {
+// settleAll settles the caches of all disks of a machine; see Settle for leaves.
+func (w *Way) settleAll(ctx context.Context, r *record, leaves bool, report func(disk.Progress)) error {
 	for i := range r.Disks {
 		d := &r.Disks[i]
-		if !d.Cached {
+		// An OFFLINE disk that stays must be able to start again without its repository: its copy is what counts.
+		if !d.Cached || !leaves && d.Export != nil && d.Export.Volume.Mode == cache.Offline {
 			continue
 		}
 		err := w.settle(ctx, d, func(done, total int64) {

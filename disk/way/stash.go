@@ -74,7 +74,7 @@ func (w *Way) stash(ctx context.Context, machine int, dir string, extra []string
 	case r == nil:
 		return nil // done before
 	case there == nil || r.Stashing == "" || there.Token != r.Stashing:
-		if err := w.settleAll(ctx, r, nil); err != nil {
+		if err := w.settleAll(ctx, r, true, nil); err != nil {
 			return err
 		}
 		if err := w.fillStash(ctx, repo, r, extra); err != nil {

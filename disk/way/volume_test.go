@@ -71,9 +71,14 @@ func TestPersistentBehindACache(t *testing.T) {
 			if want := (disk.Cache{Mode: c.mode, Cached: 4096, Total: 2 << 20, Undrained: 12345}); err != nil || len(caches) != 1 || caches[0] != want {
 				t.Errorf("%+v %v", caches, err)
 			}
+			if c.mode == "OFFLINE" { // one that stays keeps its own
+				if err := b.way.Settle(t.Context(), 1, false, nil); err != nil || b.data.dirty["1.0"] != 12345 {
+					t.Errorf("%d %v", b.data.dirty["1.0"], err)
+				}
+			}
 			b.reopen(4 << 20)
 			var steps []disk.Progress
-			if err := b.way.Settle(t.Context(), 1, func(p disk.Progress) { steps = append(steps, p) }); err != nil || len(steps) != 1 || steps[0] != (disk.Progress{Step: "drain disk 0", Done: 12345, Total: 12345}) {
+			if err := b.way.Settle(t.Context(), 1, true, func(p disk.Progress) { steps = append(steps, p) }); err != nil || len(steps) != 1 || steps[0] != (disk.Progress{Step: "drain disk 0", Done: 12345, Total: 12345}) {
 				t.Errorf("%+v %v", steps, err)
 			}
 			if err := b.way.Resize(t.Context(), 1, "", 0, 5<<20); c.capacity == 0 && !fault.Is(err, fault.OutOfSpace) || c.capacity > 0 && err != nil {

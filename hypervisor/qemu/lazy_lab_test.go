@@ -222,7 +222,7 @@ func TestMachineOnLazyDisks(t *testing.T) {
 	if err := l.d.Kill(t.Context(), m.ID); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.way.Settle(t.Context(), m.ID, nil); err != nil {
+	if err := h.way.Settle(t.Context(), m.ID, true, nil); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := os.ReadFile(filepath.Join(h.repository.Path, "mine")); err != nil || !bytes.HasPrefix(got, written) {
