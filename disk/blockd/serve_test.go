@@ -57,21 +57,21 @@ func (s *scripted) Settle(ctx context.Context, name string, _ func(done, total i
 // served serves s in a directory until the test ends.
 func served(t *testing.T, s Service) (dir string, c *Client) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "hl")
+	root, err := os.MkdirTemp("", "hl")
 	must(t, err)
-	l, err := Listen(dir + "/state")
+	l, err := Listen(root + "/state")
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- Serve(ctx, l, s) }()
-	c = NewClient(dir + "/state")
+	c = NewClient(root + "/state")
 	t.Cleanup(func() {
 		c.Close()
 		cancel()
 		must(t, <-done)
-		must(t, os.RemoveAll(dir))
+		must(t, os.RemoveAll(root))
 	})
-	return dir + "/state", c
+	return root + "/state", c
 }
 
 func TestCallsArrive(t *testing.T) {
