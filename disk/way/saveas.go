@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/klauspost/compress/gzip"
 	"golang.org/x/sys/unix"
@@ -74,11 +73,8 @@ func (w *Way) SavedAs(ctx context.Context, spec disk.Spec, from disk.Repository,
 }
 
 func (w *Way) saveAs(ctx context.Context, machine, id int, to disk.Repository, name string, report func(done, total int64)) (_ disk.Saved, err error) {
-	if err := image.CheckName(name); err != nil {
+	if err := image.CheckImageName(name); err != nil {
 		return disk.Saved{}, err
-	}
-	if strings.HasSuffix(name, image.IndexSuffix) {
-		return disk.Saved{}, fault.Errorf(fault.Invalid, "object name %q: %s is for chunk indexes", name, image.IndexSuffix)
 	}
 	r, err := w.recordOf(ctx, machine)
 	if err != nil {
