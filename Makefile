@@ -3,6 +3,7 @@
 # make check       what needs no root, under 2 minutes
 # make test        everything, under 20 minutes
 # make crash       a million random crash points of the block cache (POINTS=n for another number)
+# make soak        minutes of everything at once with the block cache, every byte compared (MINUTES=n, SOAKFLAGS=-seed=n)
 
 VMS ?= 20
 CONTAINERS ?= 20
@@ -13,7 +14,7 @@ GO ?= go
 # Root's part of the work, with what it must know of the caller.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo env "HAYLOFT_CACHE=$(HAYLOFT_CACHE)" "CI=$(CI)")
 
-.PHONY: all build demo demo-down check format vet staticcheck unit generate-check test lab-tests clean crash
+.PHONY: all build demo demo-down check format vet staticcheck unit generate-check test lab-tests clean crash soak
 
 all: build
 
@@ -76,6 +77,9 @@ lab-tests: bin/golden/build
 
 crash:
 	HAYLOFT_CRASH_POINTS=$(or $(POINTS),1000000) $(GO) test -count=1 -timeout 24h -run TestCrashPoints -v ./disk/cache/proof
+
+soak: build bin/soak
+	@$(AS_ROOT) bin/soak -hayloft bin/hayloft -minutes $(or $(MINUTES),5) $(SOAKFLAGS)
 
 clean:
 	rm -rf bin
