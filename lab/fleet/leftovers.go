@@ -254,9 +254,17 @@ func leftSockets(name string) ([]string, error) {
 // leftDepth is how deep below its roots leftFiles looks.
 const leftDepth = 4
 
-// leftFiles looks where runs and the programs they use put things.
+// leftFiles looks where runs and the programs they use put things. It stays out of what others have mounted there:
+// that may not answer.
 func leftFiles(r record) []string {
 	var left []string
+	foreign := map[string]bool{}
+	text, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(text)) {
+		if fields := strings.Fields(line); len(fields) > 4 && !strings.Contains(fields[4], r.Name) {
+			foreign[fields[4]] = true
+		}
+	}
 	if _, err := os.Lstat(r.Dir); err == nil && filepath.Dir(r.Dir) != os.TempDir() {
 		left = append(left, r.Dir)
 	}
@@ -267,6 +275,8 @@ func leftFiles(r record) []string {
 			}
 			if strings.Contains(e.Name(), r.Name) {
 				left = append(left, path)
+			} else if path != root && foreign[path] {
+				return fs.SkipDir
 			} else if strings.Count(path, "/")-strings.Count(root, "/") < leftDepth {
 				return nil
 			}
