@@ -25,10 +25,25 @@ type source struct {
 	cancel     context.CancelFunc
 
 	mu     sync.Mutex
-	target repository.Target // nil: not open
+	target *opened // nil: not open
 
 	keepMu sync.Mutex
 	keep   func(size int64) error // see remembered; nil: nobody wants to know yet
+}
+
+// opened is closed when it is no longer wanted and nobody is in the middle of using it: whoever uses a file that is
+// closed meanwhile may meet another one of the same number. Guarded by source.mu.
+type opened struct {
+	repository.Target
+	users  int
+	unused bool // not wanted any more
+}
+
+func (o *opened) leave() error {
+	if o.unused && o.users == 0 {
+		return o.Close()
+	}
+	return nil
 }
 
 var _ cache.Source = (*source)(nil)
@@ -46,15 +61,16 @@ func (s *source) first(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, ctx.Err())
 	}
-	s.target, s.generation = target, mark.Generation
+	s.target, s.generation = &opened{Target: target}, mark.Generation
 	s.size.Store(target.Size())
 	return nil
 }
 
-func (s *source) get() (repository.Target, error) {
+func (s *source) get() (*opened, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.target != nil {
+		s.target.users++
 		return s.target, nil
 	}
 	if s.ctx.Err() != nil {
@@ -71,9 +87,9 @@ func (s *source) get() (repository.Target, error) {
 		err := fault.Errorf(fault.Busy, "object %s: was taken again: generation %d is over, it is %d now", s.object, s.generation, mark.Generation)
 		return nil, errors.Join(err, target.Close())
 	}
-	s.target = target
+	s.target = &opened{Target: target, users: 1}
 	s.size.Store(target.Size())
-	return target, nil
+	return s.target, nil
 }
 
 // with uses the image. One that cannot be reached is opened anew the next time: its file handle may be stale.
@@ -82,15 +98,14 @@ func (s *source) with(f func(repository.Target) error) error {
 	if err != nil {
 		return err
 	}
-	err = f(target)
-	if fault.Is(err, fault.Unavailable) {
-		s.mu.Lock()
-		if s.target == target {
-			s.target = nil
-			_ = target.Close()
-		}
-		s.mu.Unlock()
+	err = f(target.Target)
+	s.mu.Lock()
+	target.users--
+	if fault.Is(err, fault.Unavailable) && s.target == target {
+		s.target, target.unused = nil, true
 	}
+	_ = target.leave()
+	s.mu.Unlock()
 	if errors.Is(err, fs.ErrClosed) {
 		err = fault.As(fault.Unavailable, err)
 	}
@@ -204,6 +219,6 @@ func (s *source) Close() error {
 		return nil
 	}
 	target := s.target
-	s.target = nil
-	return target.Close()
+	s.target, target.unused = nil, true
+	return target.leave()
 }
