@@ -69,6 +69,9 @@ func (e *wireError) err() error {
 	if e == nil {
 		return nil
 	}
+	if e.Ending { // whatever it met while it ended
+		return fault.Errorf(fault.Unavailable, "blockd is ending: %s", e.Text)
+	}
 	return fault.Errorf(fault.ParseClass(e.Class), "%s", e.Text)
 }
 
