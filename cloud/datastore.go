@@ -87,7 +87,7 @@ type Prefetch struct {
 	Total   int64         `json:"total,omitempty"`
 	Error   string        `json:"error,omitempty"`
 	Class   string        `json:"error_class,omitempty"` // of Error, see fault.Class
-	Time    int64         `json:"time"` // Unix seconds of the request
+	Time    int64         `json:"time"`                  // Unix seconds of the request
 }
 
 // PrefetchState is how far a Prefetch is.

@@ -25,7 +25,6 @@ type volume struct {
 	image  disk.Image
 	stored int    // bytes of the image in the repository at first
 	model  []byte // of the disk, which may be longer
-	used   bool   // files are there
 }
 
 func newVolume(s *soak, number int, r *rand.Rand) *volume {
