@@ -57,6 +57,31 @@ func TestSmoke(t *testing.T) {
 	}
 }
 
+// TestSmokeOfCaches measures each device for a moment, and the modes over a slow source.
+func TestSmokeOfCaches(t *testing.T) {
+	labtest.Root(t, "fio", "nbdkit", "qemu-nbd")
+	o := options{size: 8, rounds: 1, time: 50 * time.Millisecond, lines: "randread-4k-32", latency: time.Millisecond}
+	for name := range devices() {
+		dir := t.TempDir()
+		o.device, o.file = name, filepath.Join(dir, "disk")
+		if err := makeFile(o.file, o.size<<20); err != nil {
+			t.Fatal(err)
+		}
+		if result, err := measure(t.Context(), o, dir); err != nil || len(result.Lines) != 1 || result.Lines[0].Ratio <= 0 {
+			t.Errorf("%s: %+v %v", name, result, err)
+		}
+	}
+	m, err := measureModes(t.Context(), o, t.TempDir())
+	if err != nil || len(m.Results) != 6 {
+		t.Fatalf("%+v %v", m, err)
+	}
+	for _, r := range m.Results {
+		if r.Median <= 0 {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
 func TestOptions(t *testing.T) {
 	good := options{size: 1, rounds: 1, time: time.Second, device: "file"}
 	if err := good.check(); err != nil {

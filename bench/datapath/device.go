@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 
+	"hayloft/disk/cache"
 	"hayloft/disk/export"
 	"hayloft/disk/export/nbd"
 )
@@ -13,7 +14,8 @@ type opener func(ctx context.Context, file string) (device export.Device, closer
 
 // devices are all that can be measured.
 func devices() map[string]opener {
-	return map[string]opener{"file": openFile}
+	return map[string]opener{"file": openFile, "base": openBase, "offline": openVolume(cache.Offline), "back": openVolume(cache.Back),
+		"thru": openVolume(cache.Through)}
 }
 
 func openFile(_ context.Context, path string) (export.Device, func() error, error) {

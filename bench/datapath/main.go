@@ -28,6 +28,8 @@ type options struct {
 	lines   string
 	device  string
 	exports int
+	modes   bool
+	latency time.Duration
 	json    bool
 	dir     string
 
@@ -43,6 +45,8 @@ func main() {
 	flag.StringVar(&o.lines, "lines", "", "those to measure, separated by commas, like randread-4k-32 (default all)")
 	flag.StringVar(&o.device, "device", "file", "what Hayloft exports: "+strings.Join(slices.Sorted(maps.Keys(devices())), ", "))
 	flag.IntVar(&o.exports, "exports", 0, "instead of speed, measure the memory of so many busy exports in one process")
+	flag.BoolVar(&o.modes, "modes", false, "instead of warm hits, measure writes in the modes NONE, THRU and BACK over a slow source")
+	flag.DurationVar(&o.latency, "latency", 2*time.Millisecond, "of the slow source")
 	flag.BoolVar(&o.json, "json", false, "print JSON instead of a table")
 	flag.StringVar(&o.dir, "dir", "", "where the file is made (default the directory for temporary files)")
 	flag.StringVar(&o.serve, "serve", "", "for this program itself: be the server")
@@ -80,6 +84,9 @@ func (o options) check() error {
 // wanted are the lines asked for.
 func (o options) wanted() ([]line, error) {
 	all := []line{{"read", "1m", 8}, {"randread", "4k", 1}, {"randread", "4k", 32}, {"write", "1m", 8}, {"randwrite", "4k", 1}, {"randwrite", "4k", 32}}
+	if o.lines == "" && o.device == "base" { // which nobody writes to
+		return all[:3], nil
+	}
 	if o.lines == "" {
 		return all, nil
 	}
@@ -113,9 +120,12 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	var result interface{ print() }
-	if o.exports > 0 {
+	switch {
+	case o.modes:
+		result, err = measureModes(ctx, o, dir)
+	case o.exports > 0:
 		result, err = measureMemory(ctx, o, dir)
-	} else {
+	default:
 		result, err = measure(ctx, o, dir)
 	}
 	if err != nil {
