@@ -14,9 +14,19 @@ type Target interface {
 	Truncate(size int64) error
 	// Discard makes a range read as zeros and gives its space back where the storage can.
 	Discard(offset, length int64) error
-	// Sync makes what was written before the call durable.
+	// Sync makes what was written before the call durable. See NotBegun.
 	Sync() error
 }
+
+// NotBegun wraps the error of a Sync that the storage was not even asked for, because it could not be reached: nothing
+// is lost by it, and the Sync can be asked for again. After any other error of a Sync it cannot: what was lost, a
+// second one does not bring back.
+type NotBegun struct{ Err error }
+
+func (e *NotBegun) Error() string { return e.Err.Error() }
+
+// Unwrap gives the cause, which has the class.
+func (e *NotBegun) Unwrap() error { return e.Err }
 
 // Mark is what a repository keeps beside a persistent image in use.
 type Mark struct {

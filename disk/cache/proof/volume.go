@@ -192,6 +192,7 @@ func (s *volumeScenario) excused(err error) bool {
 
 func (s *volumeScenario) heal() {
 	s.source.Unreachable(false)
+	s.source.Away(false)
 	s.source.Heal()
 	s.away = false
 }
@@ -200,8 +201,13 @@ func (s *volumeScenario) heal() {
 func (s *volumeScenario) upset() {
 	switch s.rng.IntN(8) {
 	case 0, 1:
-		s.note("the repository does not answer")
-		s.source.Unreachable(true)
+		if s.oneIn(2) {
+			s.note("the repository is away")
+			s.source.Away(true)
+		} else {
+			s.note("the repository does not answer")
+			s.source.Unreachable(true)
+		}
 		s.away = true
 	case 2:
 		s.note("the repository fails now and then")

@@ -120,7 +120,7 @@ func (l *backlog) past(ctx context.Context, r record, c change) (done bool, err 
 	}
 	l.mu.Unlock()
 	return true, l.v.apart(ctx, c, func(ctx context.Context, c change) error {
-		return l.v.durably(ctx, func() error { return l.v.apply(ctx, c, true) })
+		return l.v.durably(ctx, l.v.patientSync, func() error { return l.v.apply(ctx, c, true) })
 	})
 }
 

@@ -115,7 +115,7 @@ func (l *backlog) drain(e *epoch) error {
 	if err := l.verify(e); err != nil {
 		return err
 	}
-	if err := l.v.durably(l.life, func() error { return l.writeEpoch(e) }); err != nil {
+	if err := l.v.durably(l.life, l.v.syncSource, func() error { return l.writeEpoch(e) }); err != nil {
 		return err
 	}
 	return l.advance(e)

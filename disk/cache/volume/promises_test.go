@@ -383,3 +383,39 @@ func TestTrimGivesSpaceBack(t *testing.T) {
 		b.close()
 	}
 }
+
+// A repository that is away for a moment costs a flush some time, not its success: nothing was lost by it.
+func TestFlushWaitsForItsRepository(t *testing.T) {
+	for _, mode := range []cache.Mode{cache.Around, cache.Through} {
+		t.Run(string(mode), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(t.Fatalf, 1, 8*chunkSize, 8*chunkSize, mode, 0)
+				b.config.Patience = time.Minute
+				b.open()
+				p := pattern(chunkSize, 3)
+				b.write(p, 0, false)
+				for _, fua := range []bool{false, true} {
+					b.source.Away(true)
+					go func() {
+						time.Sleep(20 * time.Second)
+						b.source.Away(false)
+					}()
+					start := time.Now()
+					if fua {
+						b.check("write", b.volume.WriteAt(background, p, 2*chunkSize, true))
+					} else {
+						b.check("flush", b.volume.Flush(background))
+					}
+					if waited := time.Since(start); waited < 20*time.Second {
+						t.Errorf("fua %v: done after %v", fua, waited)
+					}
+				}
+				b.source.Away(true)
+				wantClass(t, b.volume.Flush(background), fault.Unavailable)
+				b.source.Away(false)
+				b.check("flush", b.volume.Flush(background))
+				b.close()
+			})
+		})
+	}
+}

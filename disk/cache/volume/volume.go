@@ -21,6 +21,7 @@ import (
 	"hayloft/disk/cache"
 	"hayloft/disk/cache/storage"
 	"hayloft/disk/export"
+	"hayloft/disk/repository"
 )
 
 const (
@@ -170,18 +171,18 @@ func (v *volume) change(ctx context.Context, c change, fua bool) error {
 		if !fua {
 			return v.apply(ctx, c, v.mode == cache.Through)
 		}
-		return v.durably(ctx, func() error { return v.apply(ctx, c, v.mode == cache.Through) })
+		return v.durably(ctx, v.patientSync, func() error { return v.apply(ctx, c, v.mode == cache.Through) })
 	})
 }
 
 // durably changes the source and syncs it. A sync that fails is told once, maybe to somebody else who asked for one
 // meanwhile: what was changed before may be lost all the same.
-func (v *volume) durably(ctx context.Context, change func() error) error {
+func (v *volume) durably(ctx context.Context, sync func(context.Context) error, change func() error) error {
 	before := v.lostSyncs.Load()
 	if err := change(); err != nil {
 		return err
 	}
-	if err := v.syncSource(ctx); err != nil {
+	if err := sync(ctx); err != nil {
 		return err
 	}
 	if v.lostSyncs.Load() != before {
@@ -197,8 +198,13 @@ func (v *volume) syncSource(context.Context) error {
 	return v.sourceSyncs.do(func() error {
 		v.present.beginSync()
 		err := v.remote.sync()
-		if late := v.lateSync.Swap(nil); late != nil {
+		late := v.lateSync.Swap(nil)
+		if late != nil {
 			err = errors.Join(err, *late)
+		}
+		var notBegun *repository.NotBegun
+		if late == nil && errors.As(err, &notBegun) {
+			return err
 		}
 		if err == nil {
 			if err := v.present.endSync(); err != nil {
@@ -215,6 +221,19 @@ func (v *volume) syncSource(context.Context) error {
 		}
 		return err
 	})
+}
+
+// patientSync waits for a source that cannot be reached, as long as it was not even asked.
+func (v *volume) patientSync(ctx context.Context) error {
+	var failed error
+	_ = v.patient(ctx, func() error {
+		failed = v.syncSource(ctx)
+		if notBegun := (*repository.NotBegun)(nil); !errors.As(failed, &notBegun) {
+			return nil
+		}
+		return failed
+	})
+	return failed
 }
 
 // baselinePatience is for how long Open and Close wait for the source to sync what machines wrote before.
@@ -255,7 +274,7 @@ func (v *volume) Flush(ctx context.Context) error {
 			return v.back.flush(ctx)
 		}
 		return v.apart(ctx, change{}, func(ctx context.Context, _ change) error {
-			if err := v.syncSource(ctx); err != nil {
+			if err := v.patientSync(ctx); err != nil {
 				return err
 			}
 			// A change from another mode that a crash undid may have left the mark.

@@ -204,5 +204,13 @@ func writeZeros(file *os.File, offset, length int64) error {
 }
 
 func (t *target) Sync() error {
-	return t.change(commitLimit, func() error { return unix.Fdatasync(int(t.file.Fd())) })
+	var begun atomic.Bool
+	err := t.change(commitLimit, func() error {
+		begun.Store(true)
+		return unix.Fdatasync(int(t.file.Fd()))
+	})
+	if err != nil && !begun.Load() {
+		return &repository.NotBegun{Err: err}
+	}
+	return err
 }

@@ -11,6 +11,7 @@ import (
 	"hayloft/cloud/fault"
 	"hayloft/disk/cache"
 	"hayloft/disk/cache/storage"
+	"hayloft/disk/repository"
 )
 
 const imageFile = "image"
@@ -24,6 +25,7 @@ type Source struct {
 	generation  uint64
 	undrained   bool
 	unreachable bool
+	away        bool
 	cuts        uint64
 	strays      int
 	lie         Lie
@@ -107,6 +109,13 @@ func (s *Source) Unreachable(yes bool) {
 	s.unreachable = yes
 }
 
+// Away makes all fail with fault.Unavailable, or no longer. Nothing of what fails is done.
+func (s *Source) Away(yes bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.away = yes
+}
+
 // Inject, Heal, Stall, Slow and Yield are those of Disk, for the way to the image: what waits there ends with the host.
 func (s *Source) Inject(f Fault)                 { s.link.Inject(f) }
 func (s *Source) Heal()                          { s.link.Heal() }
@@ -167,7 +176,10 @@ func (h *handle) begin(op Op, offset int64) (f storage.File, part float64, err e
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err == nil && s.unreachable {
+	if err == nil && s.away {
+		part = 0
+	}
+	if err == nil && (s.unreachable || s.away) {
 		err = fault.Errorf(fault.Unavailable, "image: the repository does not answer")
 	}
 	if err == nil {
@@ -256,13 +268,13 @@ func (h *handle) Discard(offset, length int64) error {
 
 func (h *handle) Sync() error {
 	f, part, err := h.begin(Sync, 0)
-	if f == nil {
+	if err != nil && (f == nil || part < 1) {
+		if fault.Is(err, fault.Unavailable) {
+			err = &repository.NotBegun{Err: err}
+		}
 		return err
 	}
 	s := h.source
-	if err != nil && part < 1 {
-		return err
-	}
 	s.mu.Lock()
 	lost := h.unsynced && h.cuts != s.cuts
 	h.unsynced, h.cuts = false, s.cuts
