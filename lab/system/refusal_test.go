@@ -18,6 +18,7 @@ import (
 
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
+	"hayloft/disk/localstore"
 	"hayloft/server/api"
 )
 
@@ -71,6 +72,9 @@ func (a *astray) files() []string {
 		err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 			if err != nil || e.IsDir() {
 				return err
+			}
+			if _, err := os.Stat(filepath.Join(filepath.Dir(path), localstore.PartialFile)); err == nil {
+				return nil // what was verified of a base stays, counted, until somebody needs the space
 			}
 			info, err := e.Info()
 			if err != nil {

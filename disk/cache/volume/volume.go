@@ -273,13 +273,18 @@ func (v *volume) Flush(ctx context.Context) error {
 		case cache.Back:
 			return v.back.flush(ctx)
 		}
-		return v.apart(ctx, change{}, func(ctx context.Context, _ change) error {
-			if err := v.patientSync(ctx); err != nil {
-				return err
-			}
-			// A change from another mode that a crash undid may have left the mark.
-			return v.patient(ctx, func() error { return v.remote.Undrained(ctx, false) })
-		})
+		return v.syncThrough(ctx)
+	})
+}
+
+// syncThrough has the source sync what AROUND and THRU wrote to it.
+func (v *volume) syncThrough(ctx context.Context) error {
+	return v.apart(ctx, change{}, func(ctx context.Context, _ change) error {
+		if err := v.patientSync(ctx); err != nil {
+			return err
+		}
+		// A change from another mode that a crash undid may have left the mark.
+		return v.patient(ctx, func() error { return v.remote.Undrained(ctx, false) })
 	})
 }
 
@@ -420,7 +425,7 @@ func (v *volume) Settle(ctx context.Context, report func(done, total int64)) err
 		case cache.Back:
 			return v.back.settle(ctx, report)
 		}
-		return v.apart(ctx, change{}, func(ctx context.Context, _ change) error { return v.syncSource(ctx) })
+		return v.syncThrough(ctx)
 	})
 }
 
