@@ -21,6 +21,7 @@ const ProfileFile = "profile"
 const (
 	recordFor     = 2 * time.Minute // a boot takes no longer; what is read later is work
 	profileLeast  = 4               // chunks that make a profile
+	profileMost   = 1 << 16         // chunks; what a boot reads beyond that is found in its time
 	publishWithin = time.Minute
 )
 
@@ -102,7 +103,7 @@ func (b *based) newRecorder(index *image.Index) *recorder {
 func (r *recorder) touched(chunk int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.over {
+	if !r.over && len(r.chunks) < profileMost {
 		r.chunks = append(r.chunks, chunk)
 	}
 }

@@ -26,6 +26,7 @@ type Budget struct {
 	bytes    int // left; negative when connections had their one
 	requests int
 	pools    [len(classes)]sync.Pool
+	writes   sync.Pool    // of *longWrite
 	seats    atomic.Int32 // see socket.receive
 }
 
@@ -49,10 +50,24 @@ type job struct {
 	room  []byte // headroom, then the buffer
 	class int    // of the buffer, -1 for none
 	write *longWrite
+	at    int64 // of the piece of a long write
+	n     int   // bytes of it
 }
 
 // payload is the first n bytes of the buffer.
 func (j *job) payload(n int) []byte { return j.room[headroom : headroom+n] }
+
+func (b *Budget) longWrite() *longWrite {
+	if w, ok := b.writes.Get().(*longWrite); ok {
+		return w
+	}
+	return &longWrite{}
+}
+
+func (b *Budget) putLongWrite(w *longWrite) {
+	w.err = nil
+	b.writes.Put(w)
+}
 
 // share is one connection's part of a budget.
 type share struct {

@@ -16,6 +16,7 @@ const (
 	replyBuffer   = 68 << 10
 	largeRead     = 32 << 10 // from here on a read is sent from its file, if the Device has one: twice as fast at 1 MiB
 	writeAlign    = 64 << 10 // of pieces of long writes, by offset
+	piecesAhead   = 2        // received before the writing of them has begun
 )
 
 // connection is one client in the transmission phase. One goroutine reads requests and answers hits itself, into one
@@ -35,6 +36,7 @@ type connection struct {
 	out        []byte
 	outEnd     int
 	noSendFile bool
+	pieces     chan *job // of long writes; nil before the first
 
 	sending sync.Mutex
 	broken  atomic.Bool // nothing can be sent any more
@@ -50,6 +52,11 @@ func newConnection(ctx context.Context, s *Server, sock *socket, device export.D
 
 // run serves requests until the client disconnects (nil), goes away or breaks the protocol.
 func (c *connection) run() error {
+	defer func() {
+		if c.pieces != nil {
+			close(c.pieces)
+		}
+	}()
 	for {
 		if err := c.need(requestSize); err != nil {
 			return err
@@ -89,6 +96,26 @@ func (c *connection) need(n int) error {
 			return err
 		}
 		c.end += got
+	}
+	return nil
+}
+
+// receiveInto fills p; what was to be answered is sent before waiting.
+func (c *connection) receiveInto(p []byte) error {
+	k := copy(p, c.in[c.start:c.end])
+	c.start += k
+	if p = p[k:]; len(p) == 0 {
+		return nil
+	}
+	if err := c.flush(); err != nil {
+		return err
+	}
+	for len(p) > 0 {
+		got, err := c.sock.receive(p)
+		if err != nil {
+			return err
+		}
+		p = p[got:]
 	}
 	return nil
 }

@@ -5,9 +5,9 @@ import (
 	"sync/atomic"
 )
 
-// longWrite is a write that comes in pieces, some of which are not hits.
+// longWrite is a write that comes in pieces.
 type longWrite struct {
-	pending atomic.Int32 // pieces, and one for the reader
+	pending atomic.Int32 // pieces
 	mu      sync.Mutex
 	err     error
 }
@@ -20,76 +20,69 @@ func (w *longWrite) fail(err error) {
 	}
 }
 
-// write receives a payload, piece by piece when it does not fit into the buffer. What is a hit is written at once.
-// With FUA nothing is a hit.
+// pieceAt is how long the piece is that begins at an offset, of a payload that has rest bytes left.
+func pieceAt(offset uint64, rest int) int {
+	return min(rest, piece-int(offset%writeAlign))
+}
+
+// write receives a payload. One that fits into the buffer is written at once when it is a hit; with FUA nothing is.
 func (c *connection) write(r *request) error {
 	length := int(r.length)
-	quick := c.quick
-	if r.flags&cmdFUA != 0 {
-		quick = nil
+	if length > len(c.in) {
+		return c.writeLong(r)
 	}
-	if length <= len(c.in) {
-		if err := c.need(length); err != nil {
-			return err
-		}
-		p := c.in[c.start : c.start+length]
-		c.start += length
-		return c.writeShort(r, p)
+	if err := c.need(length); err != nil {
+		return err
 	}
-	var w *longWrite
-	var failed error
-	for done := 0; done < length; {
-		at := r.offset + uint64(done)
-		n := min(length-done, len(c.in)-int((at+uint64(len(c.in)))%writeAlign))
-		if err := c.need(n); err != nil {
-			return err // pieces that are under way are waited for by the share
-		}
-		p := c.in[c.start : c.start+n]
-		c.start += n
-		done += n
-		if failed != nil {
-			continue
-		}
-		if quick != nil {
-			hit, err := quick.TryWriteAt(p, int64(at))
-			if failed = err; hit || err != nil {
-				continue
-			}
-		}
-		if w == nil {
-			w = &longWrite{}
-			w.pending.Store(1)
-		}
+	p := c.in[c.start : c.start+length]
+	c.start += length
+	return c.writeShort(r, p)
+}
+
+// writeLong receives a payload piece by piece, each while the one before is being stored.
+func (c *connection) writeLong(r *request) error {
+	if c.pieces == nil {
+		c.pieces = make(chan *job, piecesAhead)
+		go c.storePieces()
+	}
+	length := int(r.length)
+	w := c.share.budget.longWrite()
+	for done := 0; done < length; done += pieceAt(r.offset+uint64(done), length-done) {
 		w.pending.Add(1)
+	}
+	for done := 0; done < length; {
+		n := pieceAt(r.offset+uint64(done), length-done)
 		j, err := c.take(r, n)
 		if err != nil {
 			return err
 		}
-		j.write = w
-		copy(j.payload(n), p)
-		go j.writePiece(int64(at), n)
-	}
-	switch {
-	case w != nil:
-		if failed != nil {
-			w.fail(failed)
+		if err := c.receiveInto(j.payload(n)); err != nil {
+			c.share.give(j)
+			return err // pieces that are under way are waited for by the share
 		}
-		j, err := c.take(r, 0)
-		if err != nil {
-			return err
-		}
-		j.write = w
-		go func() {
-			defer c.share.give(j)
-			j.pieceDone()
-		}()
-	case failed != nil:
-		return c.answerError(r, errnoOf(failed), failed.Error())
-	default:
-		c.server.written.Add(int64(length))
-		return c.answer(r)
+		j.write, j.at, j.n = w, int64(r.offset)+int64(done), n
+		c.pieces <- j
+		done += n
 	}
 	return nil
+}
+
+// storePieces writes what is a hit in the order in which it came. It ends with the connection.
+func (c *connection) storePieces() {
+	for j := range c.pieces {
+		if c.quick != nil && j.flags&cmdFUA == 0 {
+			hit, err := c.quick.TryWriteAt(j.payload(j.n), j.at)
+			if err != nil {
+				j.write.fail(err)
+			}
+			if hit || err != nil {
+				j.pieceDone()
+				c.share.give(j)
+				continue
+			}
+		}
+		go j.writePiece()
+	}
 }
 
 // writeShort writes a payload that is in the receive buffer.
@@ -128,9 +121,9 @@ func (j *job) writeWhole() {
 	j.succeed()
 }
 
-func (j *job) writePiece(at int64, n int) {
+func (j *job) writePiece() {
 	defer j.c.share.give(j)
-	if err := j.c.device.WriteAt(j.c.ctx, j.payload(n), at, false); err != nil {
+	if err := j.c.device.WriteAt(j.c.ctx, j.payload(j.n), j.at, false); err != nil {
 		j.write.fail(err)
 	}
 	j.pieceDone()
@@ -142,11 +135,13 @@ func (j *job) pieceDone() {
 	if w.pending.Add(-1) > 0 {
 		return
 	}
-	if w.err == nil && j.flags&cmdFUA != 0 {
-		w.err = c.device.Flush(c.ctx)
+	err := w.err
+	if err == nil && j.flags&cmdFUA != 0 {
+		err = c.device.Flush(c.ctx)
 	}
-	if w.err != nil {
-		j.fail(w.err)
+	c.share.budget.putLongWrite(w)
+	if err != nil {
+		j.fail(err)
 		return
 	}
 	c.server.written.Add(int64(j.length))
