@@ -333,18 +333,22 @@ func (p *product) reaches(id int, state string) api.VM {
 
 func (p *product) reach(ids []int, state string) []api.VM {
 	p.Helper()
-	p.answers()
 	ctx, cancel := context.WithTimeout(p.ctx, patience)
 	defer cancel()
-	vms, err := p.client.WaitVMs(ctx, ids, func(vm api.VM) (bool, error) {
-		if vm.StateName == state && (state != "DONE" || vm.HostID < 0) {
-			return true, nil
-		}
-		if vm.LCM.Failure() {
-			return false, fmt.Errorf("vm %d is %s, not %s: %s", vm.ID, vm.StateName, state, vm.Error)
-		}
-		return false, nil
-	}, nil)
+	var vms []api.VM
+	err := fault.Errorf(fault.Unavailable, "not asked yet")
+	for fault.Is(err, fault.Unavailable) && ctx.Err() == nil { // one that answered may have been about to end
+		p.answers()
+		vms, err = p.client.WaitVMs(ctx, ids, func(vm api.VM) (bool, error) {
+			if vm.StateName == state && (state != "DONE" || vm.HostID < 0) {
+				return true, nil
+			}
+			if vm.LCM.Failure() {
+				return false, fmt.Errorf("vm %d is %s, not %s: %s", vm.ID, vm.StateName, state, vm.Error)
+			}
+			return false, nil
+		}, nil)
+	}
 	if err != nil {
 		for _, vm := range vms {
 			if vm.StateName != state {

@@ -25,13 +25,16 @@ type Budget struct {
 	freed    sync.Cond
 	bytes    int // left; negative when connections had their one
 	requests int
-	pools    [len(classes)]sync.Pool
-	writes   sync.Pool    // of *longWrite
+	free     [len(classes)][]*job // with their buffers
+	writes   []*longWrite
 	seats    atomic.Int32 // see socket.receive
 }
 
 // classes are the sizes of buffers; the last holds whatever a request, or a piece of one, needs.
 var classes = [...]int{4 << 10, 64 << 10, receiveBuffer}
+
+// keep is how many jobs of each class wait for the next request: 4 MiB of buffers.
+var keep = [...]int{128, 16, 16}
 
 // NewBudget is a budget for one process: 8 MiB of buffers and 512 requests.
 func NewBudget() *Budget { return newBudget(budgetBytes, budgetRequests) }
@@ -58,15 +61,23 @@ type job struct {
 func (j *job) payload(n int) []byte { return j.room[headroom : headroom+n] }
 
 func (b *Budget) longWrite() *longWrite {
-	if w, ok := b.writes.Get().(*longWrite); ok {
-		return w
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	last := len(b.writes) - 1
+	if last < 0 {
+		return &longWrite{}
 	}
-	return &longWrite{}
+	w := b.writes[last]
+	b.writes = b.writes[:last]
+	return w
 }
 
 func (b *Budget) putLongWrite(w *longWrite) {
-	w.err = nil
-	b.writes.Put(w)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if w.err = nil; len(b.writes) < budgetRequests {
+		b.writes = append(b.writes, w)
+	}
 }
 
 // share is one connection's part of a budget.
@@ -96,12 +107,17 @@ func (s *share) take(n int, wait bool) *job {
 	s.jobs++
 	b.bytes -= cost
 	b.requests--
-	b.mu.Unlock()
-	if class < 0 {
-		return &job{class: class}
+	var j *job
+	if class >= 0 && len(b.free[class]) > 0 {
+		last := len(b.free[class]) - 1
+		j, b.free[class] = b.free[class][last], b.free[class][:last]
 	}
-	if j, ok := b.pools[class].Get().(*job); ok {
+	b.mu.Unlock()
+	switch {
+	case j != nil:
 		return j
+	case class < 0:
+		return &job{class: class}
 	}
 	return &job{class: class, room: make([]byte, headroom+cost)}
 }
@@ -112,9 +128,11 @@ func (s *share) give(j *job) {
 	class := j.class
 	if class >= 0 {
 		*j = job{class: class, room: j.room}
-		b.pools[class].Put(j)
 	}
 	b.mu.Lock()
+	if class >= 0 && len(b.free[class]) < keep[class] {
+		b.free[class] = append(b.free[class], j)
+	}
 	s.jobs--
 	b.requests++
 	if class >= 0 {
