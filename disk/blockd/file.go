@@ -259,7 +259,7 @@ func (l loops) Present(e Export, d export.Device) (_ Presented, err error) {
 func (l loops) attach(path, tag string, readOnly bool) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), presentLimit)
 	defer cancel()
-	former, err := loop.Find(tag)
+	former, err := loop.FindOn(path, tag)
 	if err == nil {
 		if below(former, path) {
 			return former, nil

@@ -164,6 +164,12 @@ func isAttached(n int) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
+// backingOf is the path of the file below a device, "" when there is none.
+func backingOf(n int) string {
+	b, _ := os.ReadFile(filepath.Join(blockDir, "loop"+strconv.Itoa(n), "loop", "backing_file"))
+	return strings.TrimSuffix(string(b), "\n")
+}
+
 // generationOf changes each time that a device is attached or detached; "" on kernels that do not tell.
 func generationOf(n int) string {
 	b, _ := os.ReadFile(filepath.Join(blockDir, "loop"+strconv.Itoa(n), "diskseq"))

@@ -60,7 +60,7 @@ func attach(ctx context.Context, path string, o Options) (string, error) {
 	if err := o.check(); err != nil {
 		return "", err
 	}
-	switch found, err := Find(o.Tag); {
+	switch found, err := FindOn(path, o.Tag); {
 	case err == nil:
 		return "", fault.Errorf(fault.Exists, "is %s already", found)
 	case !fault.Is(err, fault.NotFound):
@@ -141,6 +141,31 @@ func Find(tag string) (string, error) {
 	return "", fault.Errorf(fault.NotFound, "loop device %q: there is none", tag)
 }
 
+// FindOn is Find among the devices on the file at path, as the kernel names it. Others are not asked anything: one
+// whose file system does not answer would not answer either.
+func FindOn(path, tag string) (string, error) {
+	numbers, err := attachedNumbers()
+	if err != nil {
+		return "", err
+	}
+	for _, n := range numbers {
+		if backingOf(n) != path {
+			continue
+		}
+		name, err := nameOf(n)
+		if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) { // detached meanwhile
+			continue
+		}
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", devicePath(n), err)
+		}
+		if name == mark+tag {
+			return devicePath(n), nil
+		}
+	}
+	return "", fault.Errorf(fault.NotFound, "loop device %q on %s: there is none", tag, path)
+}
+
 // List gives all devices of ours, in the order of their numbers.
 func List() ([]Attached, error) {
 	numbers, err := attachedNumbers()
@@ -151,7 +176,8 @@ func List() ([]Attached, error) {
 	var list []Attached
 	for _, n := range numbers {
 		name, err := nameOf(n)
-		if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) { // detached meanwhile
+		if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) || // detached meanwhile
+			errors.Is(err, unix.ENOTCONN) { // on a file whose file system is dead, which cannot tell
 			continue
 		}
 		if err != nil {
