@@ -80,7 +80,12 @@ func (s *soak) lastOf(g *golden, number int) error {
 		if err := s.client.Preload(s.ctx, blockd.Preload{Digest: g.image.Digest, All: true}, nil); err != nil {
 			return err
 		}
-		if b, err := s.client.Base(s.ctx, *e.Base); err != nil || !b.Complete {
+		b, err := s.client.Base(s.ctx, *e.Base)
+		// The mark follows when all is durable.
+		for end := time.Now().Add(10 * time.Second); err == nil && !b.Complete && time.Now().Before(end); b, err = s.client.Base(s.ctx, *e.Base) {
+			time.Sleep(20 * time.Millisecond)
+		}
+		if err != nil || !b.Complete {
 			return fmt.Errorf("not complete after all was brought: %+v, %w", b, err)
 		}
 		data, err := os.ReadFile(filepath.Join(s.baseDir(g), "data"))
