@@ -56,8 +56,8 @@ type Extents interface {
 	NextData(offset int64) (start, end int64, err error)
 }
 
-// Cloner is what a Source has that can share its blocks with a local file; fault.Unsupported when these two cannot.
-type Cloner interface {
+// Reflinker is what a Source has that can share its blocks with a local file; fault.Unsupported when these two cannot.
+type Reflinker interface {
 	CloneTo(dst *os.File) error
 }
 
@@ -67,10 +67,12 @@ type Owner struct {
 	Machine int    `json:"machine"`
 }
 
-// Ownable is what a Repository has whose objects a machine can use in place, as persistent images.
+// Ownable is what a Repository has whose objects can be persistent images: one machine's, for the time.
 type Ownable interface {
-	// Own hands the object to owner: writable for uid and gid alone, until Disown. It returns the local path.
-	// fault.Busy names the owner when there is another one. Owning again is allowed.
+	// Own hands the object to owner until Disown. Where a host can use it in place, it is made ready for that, and path
+	// says where: a file, or a block device of this host's kernel (an LUN logged into, an RBD mapped), writable for uid and
+	// gid alone. path is "" where it can only be reached through this driver (see Writable). fault.Busy names the owner
+	// when there is another one. Owning again is allowed, and after a restart of the host makes the device anew.
 	Own(ctx context.Context, name string, owner Owner, uid, gid int) (path string, err error)
 	// Disown takes the object back with the ownership it had; it does nothing when owner does not own it.
 	Disown(ctx context.Context, name string, owner Owner) error

@@ -315,7 +315,7 @@ func (p *preparation) bringBack(ctx context.Context, repo repository.Repository,
 	}
 	defer reservation.Release()
 	return p.newFile(target, func(out *os.File) error {
-		if c, ok := src.(repository.Cloner); ok {
+		if c, ok := src.(repository.Reflinker); ok {
 			if err := c.CloneTo(out); !fault.Is(err, fault.Unsupported) {
 				return err
 			}
