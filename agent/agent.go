@@ -40,6 +40,9 @@ type Config struct {
 	Way         disk.Way
 	Log         *slog.Logger // nil: no log
 
+	// Storage is told to the server: how Way was told to keep disks and caches. Nil: in files, with the engine.
+	Storage *wire.LocalStorage
+
 	CPU     float64 // cores to report; 0: what the machine has
 	Memory  int64   // bytes to report; 0: what the machine has
 	UIDBase int     // machine N runs as user UIDBase+N; 0: DefaultUIDBase

@@ -32,7 +32,7 @@ const probeAgain = time.Minute
 
 // look puts the host's state together. What cannot be read is left out and logged.
 func (a *Agent) look(ctx context.Context) *wire.HostState {
-	state := &wire.HostState{Cpu: a.cfg.CPU, Memory: a.cfg.Memory, Hypervisors: a.probe(ctx)}
+	state := &wire.HostState{Cpu: a.cfg.CPU, Memory: a.cfg.Memory, Hypervisors: a.probe(ctx), Storage: a.cfg.Storage}
 	total, free, err := memory()
 	if err != nil {
 		a.log.Warn("host: memory", "error", err)

@@ -36,9 +36,13 @@ func (d *Disk) CheckCache(hypervisor, driver string) error {
 		return fault.Errorf(fault.Unsupported, "CACHE_MODE %s is not possible for %s: %s", d.Mode, of, why)
 	}
 	whole := d.Mode == "" || d.Mode == CacheOffline
+	repository, err := LookupDatastoreDriver(driver)
+	if err != nil {
+		return err
+	}
 	switch {
-	case d.Persistent && driver != "path":
-		return fault.Errorf(fault.Unsupported, "a persistent image needs a datastore of driver path, and its is %s", driver)
+	case d.Persistent && !repository.Persistent:
+		return fault.Errorf(fault.Unsupported, "an image in a datastore of driver %s cannot be persistent", driver)
 	case d.Persistent && tree:
 		if d.Mode != "" && d.Mode != CacheNone {
 			return unsupported("persistent images of containers", "they are used in place")
@@ -47,8 +51,6 @@ func (d *Disk) CheckCache(hypervisor, driver string) error {
 		return unsupported("containers", "their tree is unpacked from the whole archive first, as OFFLINE says")
 	case d.CDROM && !whole:
 		return unsupported("CDROMs", "OFFLINE (the whole image first) is")
-	case d.Mode == CacheNone && !d.Persistent && driver != "path":
-		return unsupported("clones of images in a datastore of driver "+driver, "path is needed to read an image in place")
 	}
 	if d.Mode == CacheOffline && d.CacheSize > 0 && d.CacheSize < d.ImageSize {
 		return fault.Errorf(fault.Invalid, "CACHE_MODE OFFLINE keeps the whole image here: CACHE_SIZE is %d MB and the image has %d MB",

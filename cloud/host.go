@@ -1,5 +1,10 @@
 package cloud
 
+import (
+	"fmt"
+	"slices"
+)
+
 // Kinds of resources, as they appear in store keys, the API and messages.
 const (
 	KindHost      = "host"
@@ -21,6 +26,7 @@ type Host struct {
 	CPU        float64           `json:"cpu"`       // cores
 	MemoryMB   int               `json:"memory_mb"` // physical
 	DiskMB     int               `json:"disk_mb"`   // of the local store, LS_MAX applied
+	Storage    HostStorage       `json:"storage,omitzero"`
 	Hypervisor []HostHypervisor  `json:"hypervisors,omitempty"`
 	Version    string            `json:"version,omitempty"` // of the agent
 	Error      string            `json:"error,omitempty"`
@@ -29,6 +35,26 @@ type Host struct {
 	Partial    []PartialBase     `json:"partial,omitempty"`    // images it holds in part
 	Orphans    []int             `json:"orphans,omitempty"`    // machines found there that nobody ordered
 	Attributes map[string]string `json:"attributes,omitempty"` // the administrator's, RESERVED_CPU and RESERVED_MEM among them
+}
+
+// HostStorage is how a host was told to keep disks and caches: OpenNebula backlog #2827's LS_MAD, LS_PATH, LS_MAX and LC_MAD.
+type HostStorage struct {
+	LSMad   string   `json:"ls_mad,omitempty"` // dummy, file, lvm; "" is file
+	LSPath  string   `json:"ls_path,omitempty"`
+	LSMaxMB int      `json:"ls_max_mb,omitempty"`
+	LCMad   string   `json:"lc_mad,omitempty"`   // "" or hayloft: the engine; dm-cache, bcache, flashcache; dummy
+	LCModes []string `json:"lc_modes,omitempty"` // CACHE_MODEs that it has for persistent images; empty: all
+}
+
+// CanCache says why a host cannot serve a disk as it is to be cached, "" when it can.
+func (s *HostStorage) CanCache(d *Disk) string {
+	switch {
+	case s.LSMad == "dummy" && d.LocalBytes()+d.BaseBytes() > 0:
+		return fmt.Sprintf("has no local store (LS_MAD dummy), and disk %d needs one", d.ID)
+	case d.Persistent && d.Mode != "" && d.Mode != CacheNone && d.Mode != CacheOffline && len(s.LCModes) > 0 && !slices.Contains(s.LCModes, d.Mode):
+		return fmt.Sprintf("has LC_MAD %s, which cannot do CACHE_MODE %s of disk %d", s.LCMad, d.Mode, d.ID)
+	}
+	return ""
 }
 
 // PartialBase is an image of which a host holds some chunks. Bytes of data, zeros not counted.

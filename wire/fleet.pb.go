@@ -487,6 +487,7 @@ type HostState struct {
 	Bases         []string               `protobuf:"bytes,7,rep,name=bases,proto3" json:"bases,omitempty"`             // digests of complete bases
 	Orphans       []int64                `protobuf:"varint,8,rep,packed,name=orphans,proto3" json:"orphans,omitempty"` // machines found here that no assignment names
 	Partial       []*PartialBase         `protobuf:"bytes,9,rep,name=partial,proto3" json:"partial,omitempty"`
+	Storage       *LocalStorage          `protobuf:"bytes,10,opt,name=storage,proto3" json:"storage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -584,6 +585,90 @@ func (x *HostState) GetPartial() []*PartialBase {
 	return nil
 }
 
+func (x *HostState) GetStorage() *LocalStorage {
+	if x != nil {
+		return x.Storage
+	}
+	return nil
+}
+
+// LocalStorage is how the host was told to keep disks and caches.
+type LocalStorage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LsMad         string                 `protobuf:"bytes,1,opt,name=ls_mad,json=lsMad,proto3" json:"ls_mad,omitempty"`       // dummy, file, lvm
+	LsPath        string                 `protobuf:"bytes,2,opt,name=ls_path,json=lsPath,proto3" json:"ls_path,omitempty"`    // directory, or volume group
+	LsMax         int64                  `protobuf:"varint,3,opt,name=ls_max,json=lsMax,proto3" json:"ls_max,omitempty"`      // bytes; 0: none
+	LcMad         string                 `protobuf:"bytes,4,opt,name=lc_mad,json=lcMad,proto3" json:"lc_mad,omitempty"`       // "" or hayloft: the engine; dm-cache, bcache, flashcache; dummy
+	LcModes       []string               `protobuf:"bytes,5,rep,name=lc_modes,json=lcModes,proto3" json:"lc_modes,omitempty"` // CACHE_MODEs that lc_mad has for persistent images; empty: all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocalStorage) Reset() {
+	*x = LocalStorage{}
+	mi := &file_fleet_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocalStorage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocalStorage) ProtoMessage() {}
+
+func (x *LocalStorage) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocalStorage.ProtoReflect.Descriptor instead.
+func (*LocalStorage) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *LocalStorage) GetLsMad() string {
+	if x != nil {
+		return x.LsMad
+	}
+	return ""
+}
+
+func (x *LocalStorage) GetLsPath() string {
+	if x != nil {
+		return x.LsPath
+	}
+	return ""
+}
+
+func (x *LocalStorage) GetLsMax() int64 {
+	if x != nil {
+		return x.LsMax
+	}
+	return 0
+}
+
+func (x *LocalStorage) GetLcMad() string {
+	if x != nil {
+		return x.LcMad
+	}
+	return ""
+}
+
+func (x *LocalStorage) GetLcModes() []string {
+	if x != nil {
+		return x.LcModes
+	}
+	return nil
+}
+
 // PartialBase is a base of which only some chunks are here, in bytes of data (zeros not counted).
 type PartialBase struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -596,7 +681,7 @@ type PartialBase struct {
 
 func (x *PartialBase) Reset() {
 	*x = PartialBase{}
-	mi := &file_fleet_proto_msgTypes[5]
+	mi := &file_fleet_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -608,7 +693,7 @@ func (x *PartialBase) String() string {
 func (*PartialBase) ProtoMessage() {}
 
 func (x *PartialBase) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[5]
+	mi := &file_fleet_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -621,7 +706,7 @@ func (x *PartialBase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartialBase.ProtoReflect.Descriptor instead.
 func (*PartialBase) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{5}
+	return file_fleet_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PartialBase) GetDigest() string {
@@ -660,7 +745,7 @@ type Hypervisor struct {
 
 func (x *Hypervisor) Reset() {
 	*x = Hypervisor{}
-	mi := &file_fleet_proto_msgTypes[6]
+	mi := &file_fleet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -672,7 +757,7 @@ func (x *Hypervisor) String() string {
 func (*Hypervisor) ProtoMessage() {}
 
 func (x *Hypervisor) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[6]
+	mi := &file_fleet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -685,7 +770,7 @@ func (x *Hypervisor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hypervisor.ProtoReflect.Descriptor instead.
 func (*Hypervisor) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{6}
+	return file_fleet_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Hypervisor) GetName() string {
@@ -758,7 +843,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_fleet_proto_msgTypes[7]
+	mi := &file_fleet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -770,7 +855,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[7]
+	mi := &file_fleet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -783,7 +868,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{7}
+	return file_fleet_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Assignment) GetVm() int64 {
@@ -890,7 +975,7 @@ type SaveDisk struct {
 
 func (x *SaveDisk) Reset() {
 	*x = SaveDisk{}
-	mi := &file_fleet_proto_msgTypes[8]
+	mi := &file_fleet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -902,7 +987,7 @@ func (x *SaveDisk) String() string {
 func (*SaveDisk) ProtoMessage() {}
 
 func (x *SaveDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[8]
+	mi := &file_fleet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -915,7 +1000,7 @@ func (x *SaveDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveDisk.ProtoReflect.Descriptor instead.
 func (*SaveDisk) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{8}
+	return file_fleet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SaveDisk) GetOperation() uint64 {
@@ -976,7 +1061,7 @@ type Machine struct {
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_fleet_proto_msgTypes[9]
+	mi := &file_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -988,7 +1073,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[9]
+	mi := &file_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1001,7 +1086,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{9}
+	return file_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Machine) GetName() string {
@@ -1119,7 +1204,7 @@ type NamedImage struct {
 
 func (x *NamedImage) Reset() {
 	*x = NamedImage{}
-	mi := &file_fleet_proto_msgTypes[10]
+	mi := &file_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1216,7 @@ func (x *NamedImage) String() string {
 func (*NamedImage) ProtoMessage() {}
 
 func (x *NamedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[10]
+	mi := &file_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1229,7 @@ func (x *NamedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedImage.ProtoReflect.Descriptor instead.
 func (*NamedImage) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{10}
+	return file_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *NamedImage) GetName() string {
@@ -1175,7 +1260,7 @@ type Boot struct {
 
 func (x *Boot) Reset() {
 	*x = Boot{}
-	mi := &file_fleet_proto_msgTypes[11]
+	mi := &file_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1272,7 @@ func (x *Boot) String() string {
 func (*Boot) ProtoMessage() {}
 
 func (x *Boot) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[11]
+	mi := &file_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1285,7 @@ func (x *Boot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Boot.ProtoReflect.Descriptor instead.
 func (*Boot) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{11}
+	return file_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Boot) GetChipset() string {
@@ -1257,7 +1342,7 @@ type Repository struct {
 
 func (x *Repository) Reset() {
 	*x = Repository{}
-	mi := &file_fleet_proto_msgTypes[12]
+	mi := &file_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1269,7 +1354,7 @@ func (x *Repository) String() string {
 func (*Repository) ProtoMessage() {}
 
 func (x *Repository) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[12]
+	mi := &file_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1282,7 +1367,7 @@ func (x *Repository) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Repository.ProtoReflect.Descriptor instead.
 func (*Repository) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{12}
+	return file_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Repository) GetId() int64 {
@@ -1329,7 +1414,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_fleet_proto_msgTypes[13]
+	mi := &file_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1426,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[13]
+	mi := &file_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1439,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{13}
+	return file_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Image) GetId() int64 {
@@ -1436,7 +1521,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_fleet_proto_msgTypes[14]
+	mi := &file_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1533,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[14]
+	mi := &file_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1546,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{14}
+	return file_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Disk) GetId() int32 {
@@ -1586,7 +1671,7 @@ type NIC struct {
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_fleet_proto_msgTypes[15]
+	mi := &file_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1598,7 +1683,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[15]
+	mi := &file_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1611,7 +1696,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{15}
+	return file_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NIC) GetId() int32 {
@@ -1692,7 +1777,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_fleet_proto_msgTypes[16]
+	mi := &file_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1704,7 +1789,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[16]
+	mi := &file_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1717,7 +1802,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{16}
+	return file_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Network) GetId() int64 {
@@ -1781,7 +1866,7 @@ type Graphics struct {
 
 func (x *Graphics) Reset() {
 	*x = Graphics{}
-	mi := &file_fleet_proto_msgTypes[17]
+	mi := &file_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1793,7 +1878,7 @@ func (x *Graphics) String() string {
 func (*Graphics) ProtoMessage() {}
 
 func (x *Graphics) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[17]
+	mi := &file_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +1891,7 @@ func (x *Graphics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Graphics.ProtoReflect.Descriptor instead.
 func (*Graphics) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{17}
+	return file_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Graphics) GetType() string {
@@ -1850,7 +1935,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_fleet_proto_msgTypes[18]
+	mi := &file_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1862,7 +1947,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[18]
+	mi := &file_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1875,7 +1960,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{18}
+	return file_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Order) GetFull() bool {
@@ -1924,7 +2009,7 @@ type Prefetches struct {
 
 func (x *Prefetches) Reset() {
 	*x = Prefetches{}
-	mi := &file_fleet_proto_msgTypes[19]
+	mi := &file_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1936,7 +2021,7 @@ func (x *Prefetches) String() string {
 func (*Prefetches) ProtoMessage() {}
 
 func (x *Prefetches) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[19]
+	mi := &file_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1949,7 +2034,7 @@ func (x *Prefetches) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prefetches.ProtoReflect.Descriptor instead.
 func (*Prefetches) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{19}
+	return file_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Prefetches) GetAll() []*Prefetch {
@@ -1970,7 +2055,7 @@ type Prefetch struct {
 
 func (x *Prefetch) Reset() {
 	*x = Prefetch{}
-	mi := &file_fleet_proto_msgTypes[20]
+	mi := &file_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1982,7 +2067,7 @@ func (x *Prefetch) String() string {
 func (*Prefetch) ProtoMessage() {}
 
 func (x *Prefetch) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[20]
+	mi := &file_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1995,7 +2080,7 @@ func (x *Prefetch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prefetch.ProtoReflect.Descriptor instead.
 func (*Prefetch) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{20}
+	return file_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Prefetch) GetSerial() uint64 {
@@ -2034,7 +2119,7 @@ type PrefetchReport struct {
 
 func (x *PrefetchReport) Reset() {
 	*x = PrefetchReport{}
-	mi := &file_fleet_proto_msgTypes[21]
+	mi := &file_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2131,7 @@ func (x *PrefetchReport) String() string {
 func (*PrefetchReport) ProtoMessage() {}
 
 func (x *PrefetchReport) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[21]
+	mi := &file_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2144,7 @@ func (x *PrefetchReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefetchReport.ProtoReflect.Descriptor instead.
 func (*PrefetchReport) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{21}
+	return file_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PrefetchReport) GetImage() int64 {
@@ -2138,7 +2223,7 @@ type MachineReport struct {
 
 func (x *MachineReport) Reset() {
 	*x = MachineReport{}
-	mi := &file_fleet_proto_msgTypes[22]
+	mi := &file_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2150,7 +2235,7 @@ func (x *MachineReport) String() string {
 func (*MachineReport) ProtoMessage() {}
 
 func (x *MachineReport) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[22]
+	mi := &file_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2163,7 +2248,7 @@ func (x *MachineReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineReport.ProtoReflect.Descriptor instead.
 func (*MachineReport) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{22}
+	return file_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *MachineReport) GetVm() int64 {
@@ -2315,7 +2400,7 @@ type DiskCache struct {
 
 func (x *DiskCache) Reset() {
 	*x = DiskCache{}
-	mi := &file_fleet_proto_msgTypes[23]
+	mi := &file_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2327,7 +2412,7 @@ func (x *DiskCache) String() string {
 func (*DiskCache) ProtoMessage() {}
 
 func (x *DiskCache) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[23]
+	mi := &file_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2340,7 +2425,7 @@ func (x *DiskCache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskCache.ProtoReflect.Descriptor instead.
 func (*DiskCache) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{23}
+	return file_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DiskCache) GetDisk() int32 {
@@ -2407,7 +2492,7 @@ type Timing struct {
 
 func (x *Timing) Reset() {
 	*x = Timing{}
-	mi := &file_fleet_proto_msgTypes[24]
+	mi := &file_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2419,7 +2504,7 @@ func (x *Timing) String() string {
 func (*Timing) ProtoMessage() {}
 
 func (x *Timing) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[24]
+	mi := &file_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2432,7 +2517,7 @@ func (x *Timing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timing.ProtoReflect.Descriptor instead.
 func (*Timing) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{24}
+	return file_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Timing) GetReceived() int64 {
@@ -2491,7 +2576,7 @@ type SaveResult struct {
 
 func (x *SaveResult) Reset() {
 	*x = SaveResult{}
-	mi := &file_fleet_proto_msgTypes[25]
+	mi := &file_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2503,7 +2588,7 @@ func (x *SaveResult) String() string {
 func (*SaveResult) ProtoMessage() {}
 
 func (x *SaveResult) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[25]
+	mi := &file_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2516,7 +2601,7 @@ func (x *SaveResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveResult.ProtoReflect.Descriptor instead.
 func (*SaveResult) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{25}
+	return file_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SaveResult) GetOperation() uint64 {
@@ -2573,7 +2658,7 @@ type OpenTunnel struct {
 
 func (x *OpenTunnel) Reset() {
 	*x = OpenTunnel{}
-	mi := &file_fleet_proto_msgTypes[26]
+	mi := &file_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2585,7 +2670,7 @@ func (x *OpenTunnel) String() string {
 func (*OpenTunnel) ProtoMessage() {}
 
 func (x *OpenTunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[26]
+	mi := &file_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2598,7 +2683,7 @@ func (x *OpenTunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenTunnel.ProtoReflect.Descriptor instead.
 func (*OpenTunnel) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{26}
+	return file_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *OpenTunnel) GetId() string {
@@ -2640,7 +2725,7 @@ type Frame struct {
 
 func (x *Frame) Reset() {
 	*x = Frame{}
-	mi := &file_fleet_proto_msgTypes[27]
+	mi := &file_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2652,7 +2737,7 @@ func (x *Frame) String() string {
 func (*Frame) ProtoMessage() {}
 
 func (x *Frame) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[27]
+	mi := &file_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2665,7 +2750,7 @@ func (x *Frame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frame.ProtoReflect.Descriptor instead.
 func (*Frame) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{27}
+	return file_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Frame) GetTunnel() string {
@@ -2712,7 +2797,7 @@ const file_fleet_proto_rawDesc = "" +
 	"\x05Hello\x12\x1b\n" +
 	"\thost_name\x18\x01 \x01(\tR\bhostName\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x18\n" +
-	"\acluster\x18\x03 \x01(\tR\acluster\"\xb9\x02\n" +
+	"\acluster\x18\x03 \x01(\tR\acluster\"\xf2\x02\n" +
 	"\tHostState\x12\x10\n" +
 	"\x03cpu\x18\x01 \x01(\x01R\x03cpu\x12\x16\n" +
 	"\x06memory\x18\x02 \x01(\x03R\x06memory\x12\x1f\n" +
@@ -2724,7 +2809,15 @@ const file_fleet_proto_rawDesc = "" +
 	"\vhypervisors\x18\x06 \x03(\v2\x1b.hayloft.wire.v1.HypervisorR\vhypervisors\x12\x14\n" +
 	"\x05bases\x18\a \x03(\tR\x05bases\x12\x18\n" +
 	"\aorphans\x18\b \x03(\x03R\aorphans\x126\n" +
-	"\apartial\x18\t \x03(\v2\x1c.hayloft.wire.v1.PartialBaseR\apartial\"U\n" +
+	"\apartial\x18\t \x03(\v2\x1c.hayloft.wire.v1.PartialBaseR\apartial\x127\n" +
+	"\astorage\x18\n" +
+	" \x01(\v2\x1d.hayloft.wire.v1.LocalStorageR\astorage\"\x87\x01\n" +
+	"\fLocalStorage\x12\x15\n" +
+	"\x06ls_mad\x18\x01 \x01(\tR\x05lsMad\x12\x17\n" +
+	"\als_path\x18\x02 \x01(\tR\x06lsPath\x12\x15\n" +
+	"\x06ls_max\x18\x03 \x01(\x03R\x05lsMax\x12\x15\n" +
+	"\x06lc_mad\x18\x04 \x01(\tR\x05lcMad\x12\x19\n" +
+	"\blc_modes\x18\x05 \x03(\tR\alcModes\"U\n" +
 	"\vPartialBase\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x18\n" +
 	"\apresent\x18\x02 \x01(\x03R\apresent\x12\x14\n" +
@@ -3004,7 +3097,7 @@ func file_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_fleet_proto_goTypes = []any{
 	(Goal)(0),              // 0: hayloft.wire.v1.Goal
 	(Phase)(0),             // 1: hayloft.wire.v1.Phase
@@ -3014,82 +3107,84 @@ var file_fleet_proto_goTypes = []any{
 	(*Report)(nil),         // 5: hayloft.wire.v1.Report
 	(*Hello)(nil),          // 6: hayloft.wire.v1.Hello
 	(*HostState)(nil),      // 7: hayloft.wire.v1.HostState
-	(*PartialBase)(nil),    // 8: hayloft.wire.v1.PartialBase
-	(*Hypervisor)(nil),     // 9: hayloft.wire.v1.Hypervisor
-	(*Assignment)(nil),     // 10: hayloft.wire.v1.Assignment
-	(*SaveDisk)(nil),       // 11: hayloft.wire.v1.SaveDisk
-	(*Machine)(nil),        // 12: hayloft.wire.v1.Machine
-	(*NamedImage)(nil),     // 13: hayloft.wire.v1.NamedImage
-	(*Boot)(nil),           // 14: hayloft.wire.v1.Boot
-	(*Repository)(nil),     // 15: hayloft.wire.v1.Repository
-	(*Image)(nil),          // 16: hayloft.wire.v1.Image
-	(*Disk)(nil),           // 17: hayloft.wire.v1.Disk
-	(*NIC)(nil),            // 18: hayloft.wire.v1.NIC
-	(*Network)(nil),        // 19: hayloft.wire.v1.Network
-	(*Graphics)(nil),       // 20: hayloft.wire.v1.Graphics
-	(*Order)(nil),          // 21: hayloft.wire.v1.Order
-	(*Prefetches)(nil),     // 22: hayloft.wire.v1.Prefetches
-	(*Prefetch)(nil),       // 23: hayloft.wire.v1.Prefetch
-	(*PrefetchReport)(nil), // 24: hayloft.wire.v1.PrefetchReport
-	(*MachineReport)(nil),  // 25: hayloft.wire.v1.MachineReport
-	(*DiskCache)(nil),      // 26: hayloft.wire.v1.DiskCache
-	(*Timing)(nil),         // 27: hayloft.wire.v1.Timing
-	(*SaveResult)(nil),     // 28: hayloft.wire.v1.SaveResult
-	(*OpenTunnel)(nil),     // 29: hayloft.wire.v1.OpenTunnel
-	(*Frame)(nil),          // 30: hayloft.wire.v1.Frame
-	nil,                    // 31: hayloft.wire.v1.Hypervisor.AttributesEntry
-	nil,                    // 32: hayloft.wire.v1.Machine.ContextEntry
-	nil,                    // 33: hayloft.wire.v1.Machine.SimulatedEntry
-	nil,                    // 34: hayloft.wire.v1.Repository.OptionsEntry
+	(*LocalStorage)(nil),   // 8: hayloft.wire.v1.LocalStorage
+	(*PartialBase)(nil),    // 9: hayloft.wire.v1.PartialBase
+	(*Hypervisor)(nil),     // 10: hayloft.wire.v1.Hypervisor
+	(*Assignment)(nil),     // 11: hayloft.wire.v1.Assignment
+	(*SaveDisk)(nil),       // 12: hayloft.wire.v1.SaveDisk
+	(*Machine)(nil),        // 13: hayloft.wire.v1.Machine
+	(*NamedImage)(nil),     // 14: hayloft.wire.v1.NamedImage
+	(*Boot)(nil),           // 15: hayloft.wire.v1.Boot
+	(*Repository)(nil),     // 16: hayloft.wire.v1.Repository
+	(*Image)(nil),          // 17: hayloft.wire.v1.Image
+	(*Disk)(nil),           // 18: hayloft.wire.v1.Disk
+	(*NIC)(nil),            // 19: hayloft.wire.v1.NIC
+	(*Network)(nil),        // 20: hayloft.wire.v1.Network
+	(*Graphics)(nil),       // 21: hayloft.wire.v1.Graphics
+	(*Order)(nil),          // 22: hayloft.wire.v1.Order
+	(*Prefetches)(nil),     // 23: hayloft.wire.v1.Prefetches
+	(*Prefetch)(nil),       // 24: hayloft.wire.v1.Prefetch
+	(*PrefetchReport)(nil), // 25: hayloft.wire.v1.PrefetchReport
+	(*MachineReport)(nil),  // 26: hayloft.wire.v1.MachineReport
+	(*DiskCache)(nil),      // 27: hayloft.wire.v1.DiskCache
+	(*Timing)(nil),         // 28: hayloft.wire.v1.Timing
+	(*SaveResult)(nil),     // 29: hayloft.wire.v1.SaveResult
+	(*OpenTunnel)(nil),     // 30: hayloft.wire.v1.OpenTunnel
+	(*Frame)(nil),          // 31: hayloft.wire.v1.Frame
+	nil,                    // 32: hayloft.wire.v1.Hypervisor.AttributesEntry
+	nil,                    // 33: hayloft.wire.v1.Machine.ContextEntry
+	nil,                    // 34: hayloft.wire.v1.Machine.SimulatedEntry
+	nil,                    // 35: hayloft.wire.v1.Repository.OptionsEntry
 }
 var file_fleet_proto_depIdxs = []int32{
 	6,  // 0: hayloft.wire.v1.Report.hello:type_name -> hayloft.wire.v1.Hello
 	7,  // 1: hayloft.wire.v1.Report.host:type_name -> hayloft.wire.v1.HostState
-	25, // 2: hayloft.wire.v1.Report.machines:type_name -> hayloft.wire.v1.MachineReport
-	24, // 3: hayloft.wire.v1.Report.prefetches:type_name -> hayloft.wire.v1.PrefetchReport
-	9,  // 4: hayloft.wire.v1.HostState.hypervisors:type_name -> hayloft.wire.v1.Hypervisor
-	8,  // 5: hayloft.wire.v1.HostState.partial:type_name -> hayloft.wire.v1.PartialBase
-	31, // 6: hayloft.wire.v1.Hypervisor.attributes:type_name -> hayloft.wire.v1.Hypervisor.AttributesEntry
-	0,  // 7: hayloft.wire.v1.Assignment.goal:type_name -> hayloft.wire.v1.Goal
-	12, // 8: hayloft.wire.v1.Assignment.machine:type_name -> hayloft.wire.v1.Machine
-	11, // 9: hayloft.wire.v1.Assignment.saves:type_name -> hayloft.wire.v1.SaveDisk
-	15, // 10: hayloft.wire.v1.Assignment.system:type_name -> hayloft.wire.v1.Repository
-	15, // 11: hayloft.wire.v1.SaveDisk.repository:type_name -> hayloft.wire.v1.Repository
-	14, // 12: hayloft.wire.v1.Machine.boot:type_name -> hayloft.wire.v1.Boot
-	17, // 13: hayloft.wire.v1.Machine.disks:type_name -> hayloft.wire.v1.Disk
-	18, // 14: hayloft.wire.v1.Machine.nics:type_name -> hayloft.wire.v1.NIC
-	20, // 15: hayloft.wire.v1.Machine.graphics:type_name -> hayloft.wire.v1.Graphics
-	32, // 16: hayloft.wire.v1.Machine.context:type_name -> hayloft.wire.v1.Machine.ContextEntry
-	13, // 17: hayloft.wire.v1.Machine.context_images:type_name -> hayloft.wire.v1.NamedImage
-	33, // 18: hayloft.wire.v1.Machine.simulated:type_name -> hayloft.wire.v1.Machine.SimulatedEntry
-	16, // 19: hayloft.wire.v1.NamedImage.image:type_name -> hayloft.wire.v1.Image
-	16, // 20: hayloft.wire.v1.Boot.kernel:type_name -> hayloft.wire.v1.Image
-	16, // 21: hayloft.wire.v1.Boot.initrd:type_name -> hayloft.wire.v1.Image
-	34, // 22: hayloft.wire.v1.Repository.options:type_name -> hayloft.wire.v1.Repository.OptionsEntry
-	15, // 23: hayloft.wire.v1.Image.repository:type_name -> hayloft.wire.v1.Repository
-	16, // 24: hayloft.wire.v1.Disk.image:type_name -> hayloft.wire.v1.Image
-	19, // 25: hayloft.wire.v1.NIC.network:type_name -> hayloft.wire.v1.Network
-	10, // 26: hayloft.wire.v1.Order.assignments:type_name -> hayloft.wire.v1.Assignment
-	29, // 27: hayloft.wire.v1.Order.tunnel:type_name -> hayloft.wire.v1.OpenTunnel
-	22, // 28: hayloft.wire.v1.Order.prefetches:type_name -> hayloft.wire.v1.Prefetches
-	23, // 29: hayloft.wire.v1.Prefetches.all:type_name -> hayloft.wire.v1.Prefetch
-	16, // 30: hayloft.wire.v1.Prefetch.image:type_name -> hayloft.wire.v1.Image
-	1,  // 31: hayloft.wire.v1.MachineReport.phase:type_name -> hayloft.wire.v1.Phase
-	2,  // 32: hayloft.wire.v1.MachineReport.failed_step:type_name -> hayloft.wire.v1.Step
-	27, // 33: hayloft.wire.v1.MachineReport.timing:type_name -> hayloft.wire.v1.Timing
-	28, // 34: hayloft.wire.v1.MachineReport.saves:type_name -> hayloft.wire.v1.SaveResult
-	26, // 35: hayloft.wire.v1.MachineReport.caches:type_name -> hayloft.wire.v1.DiskCache
-	3,  // 36: hayloft.wire.v1.Fleet.Enroll:input_type -> hayloft.wire.v1.EnrollRequest
-	5,  // 37: hayloft.wire.v1.Fleet.Session:input_type -> hayloft.wire.v1.Report
-	30, // 38: hayloft.wire.v1.Fleet.Tunnel:input_type -> hayloft.wire.v1.Frame
-	4,  // 39: hayloft.wire.v1.Fleet.Enroll:output_type -> hayloft.wire.v1.EnrollReply
-	21, // 40: hayloft.wire.v1.Fleet.Session:output_type -> hayloft.wire.v1.Order
-	30, // 41: hayloft.wire.v1.Fleet.Tunnel:output_type -> hayloft.wire.v1.Frame
-	39, // [39:42] is the sub-list for method output_type
-	36, // [36:39] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	26, // 2: hayloft.wire.v1.Report.machines:type_name -> hayloft.wire.v1.MachineReport
+	25, // 3: hayloft.wire.v1.Report.prefetches:type_name -> hayloft.wire.v1.PrefetchReport
+	10, // 4: hayloft.wire.v1.HostState.hypervisors:type_name -> hayloft.wire.v1.Hypervisor
+	9,  // 5: hayloft.wire.v1.HostState.partial:type_name -> hayloft.wire.v1.PartialBase
+	8,  // 6: hayloft.wire.v1.HostState.storage:type_name -> hayloft.wire.v1.LocalStorage
+	32, // 7: hayloft.wire.v1.Hypervisor.attributes:type_name -> hayloft.wire.v1.Hypervisor.AttributesEntry
+	0,  // 8: hayloft.wire.v1.Assignment.goal:type_name -> hayloft.wire.v1.Goal
+	13, // 9: hayloft.wire.v1.Assignment.machine:type_name -> hayloft.wire.v1.Machine
+	12, // 10: hayloft.wire.v1.Assignment.saves:type_name -> hayloft.wire.v1.SaveDisk
+	16, // 11: hayloft.wire.v1.Assignment.system:type_name -> hayloft.wire.v1.Repository
+	16, // 12: hayloft.wire.v1.SaveDisk.repository:type_name -> hayloft.wire.v1.Repository
+	15, // 13: hayloft.wire.v1.Machine.boot:type_name -> hayloft.wire.v1.Boot
+	18, // 14: hayloft.wire.v1.Machine.disks:type_name -> hayloft.wire.v1.Disk
+	19, // 15: hayloft.wire.v1.Machine.nics:type_name -> hayloft.wire.v1.NIC
+	21, // 16: hayloft.wire.v1.Machine.graphics:type_name -> hayloft.wire.v1.Graphics
+	33, // 17: hayloft.wire.v1.Machine.context:type_name -> hayloft.wire.v1.Machine.ContextEntry
+	14, // 18: hayloft.wire.v1.Machine.context_images:type_name -> hayloft.wire.v1.NamedImage
+	34, // 19: hayloft.wire.v1.Machine.simulated:type_name -> hayloft.wire.v1.Machine.SimulatedEntry
+	17, // 20: hayloft.wire.v1.NamedImage.image:type_name -> hayloft.wire.v1.Image
+	17, // 21: hayloft.wire.v1.Boot.kernel:type_name -> hayloft.wire.v1.Image
+	17, // 22: hayloft.wire.v1.Boot.initrd:type_name -> hayloft.wire.v1.Image
+	35, // 23: hayloft.wire.v1.Repository.options:type_name -> hayloft.wire.v1.Repository.OptionsEntry
+	16, // 24: hayloft.wire.v1.Image.repository:type_name -> hayloft.wire.v1.Repository
+	17, // 25: hayloft.wire.v1.Disk.image:type_name -> hayloft.wire.v1.Image
+	20, // 26: hayloft.wire.v1.NIC.network:type_name -> hayloft.wire.v1.Network
+	11, // 27: hayloft.wire.v1.Order.assignments:type_name -> hayloft.wire.v1.Assignment
+	30, // 28: hayloft.wire.v1.Order.tunnel:type_name -> hayloft.wire.v1.OpenTunnel
+	23, // 29: hayloft.wire.v1.Order.prefetches:type_name -> hayloft.wire.v1.Prefetches
+	24, // 30: hayloft.wire.v1.Prefetches.all:type_name -> hayloft.wire.v1.Prefetch
+	17, // 31: hayloft.wire.v1.Prefetch.image:type_name -> hayloft.wire.v1.Image
+	1,  // 32: hayloft.wire.v1.MachineReport.phase:type_name -> hayloft.wire.v1.Phase
+	2,  // 33: hayloft.wire.v1.MachineReport.failed_step:type_name -> hayloft.wire.v1.Step
+	28, // 34: hayloft.wire.v1.MachineReport.timing:type_name -> hayloft.wire.v1.Timing
+	29, // 35: hayloft.wire.v1.MachineReport.saves:type_name -> hayloft.wire.v1.SaveResult
+	27, // 36: hayloft.wire.v1.MachineReport.caches:type_name -> hayloft.wire.v1.DiskCache
+	3,  // 37: hayloft.wire.v1.Fleet.Enroll:input_type -> hayloft.wire.v1.EnrollRequest
+	5,  // 38: hayloft.wire.v1.Fleet.Session:input_type -> hayloft.wire.v1.Report
+	31, // 39: hayloft.wire.v1.Fleet.Tunnel:input_type -> hayloft.wire.v1.Frame
+	4,  // 40: hayloft.wire.v1.Fleet.Enroll:output_type -> hayloft.wire.v1.EnrollReply
+	22, // 41: hayloft.wire.v1.Fleet.Session:output_type -> hayloft.wire.v1.Order
+	31, // 42: hayloft.wire.v1.Fleet.Tunnel:output_type -> hayloft.wire.v1.Frame
+	40, // [40:43] is the sub-list for method output_type
+	37, // [37:40] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_fleet_proto_init() }
@@ -3103,7 +3198,7 @@ func file_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleet_proto_rawDesc), len(file_fleet_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

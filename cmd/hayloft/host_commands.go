@@ -70,6 +70,12 @@ func showHost(p *page, _ *app, h *api.Host) {
 	p.field("CPU", shareText(h.UsedCPU, h.MaxCPU, numberText)+fmt.Sprintf(", %s cores", numberText(h.CPU)))
 	p.field("MEMORY", hostMemory(h)+", "+megabytesText(h.MemoryMB)+" physical")
 	p.field("LOCAL STORE", shareText(float64(h.UsedDiskMB), float64(h.DiskMB), func(mb float64) string { return megabytesText(int(mb)) }))
+	p.field("LS_MAD", h.Storage.LSMad)
+	p.field("LS_PATH", h.Storage.LSPath)
+	if h.Storage.LSMaxMB > 0 {
+		p.field("LS_MAX", megabytesText(h.Storage.LSMaxMB))
+	}
+	p.field("LC_MAD", strings.TrimSpace(h.Storage.LCMad+" "+strings.Join(h.Storage.LCModes, " ")))
 	p.field("IMAGES HELD", len(h.Bases))
 	if len(h.Held) > 0 {
 		p.section("Images held")

@@ -45,6 +45,10 @@ func describe(h *cloud.Host, s *wire.HostState) {
 	h.MemoryMB = int(s.Memory / mebi)
 	h.DiskMB = int(s.DiskTotal / mebi)
 	h.Bases = slices.Clone(s.Bases)
+	h.Storage = cloud.HostStorage{}
+	if st := s.Storage; st != nil {
+		h.Storage = cloud.HostStorage{LSMad: st.LsMad, LSPath: st.LsPath, LSMaxMB: int(st.LsMax / mebi), LCMad: st.LcMad, LCModes: slices.Clone(st.LcModes)}
+	}
 	h.Partial = nil
 	for _, p := range s.Partial {
 		h.Partial = append(h.Partial, cloud.PartialBase{Digest: p.Digest, Present: p.Present, Total: p.Total})
@@ -69,7 +73,11 @@ func sameHost(a, b cloud.Host) bool {
 		return false
 	}
 	return a.CPU == b.CPU && a.MemoryMB == b.MemoryMB && slices.Equal(a.Bases, b.Bases) && samePartial(a.Partial, b.Partial) &&
-		slices.Equal(a.Orphans, b.Orphans) && slices.EqualFunc(a.Hypervisor, b.Hypervisor, sameHypervisor)
+		slices.Equal(a.Orphans, b.Orphans) && sameStorage(a.Storage, b.Storage) && slices.EqualFunc(a.Hypervisor, b.Hypervisor, sameHypervisor)
+}
+
+func sameStorage(a, b cloud.HostStorage) bool {
+	return a.LSMad == b.LSMad && a.LSPath == b.LSPath && a.LSMaxMB == b.LSMaxMB && a.LCMad == b.LCMad && slices.Equal(a.LCModes, b.LCModes)
 }
 
 // samePartial lets copies that are being filled grow by a tenth of their image before they are recorded again.

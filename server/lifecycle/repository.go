@@ -1,6 +1,8 @@
 package lifecycle
 
 import (
+	"io"
+
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
 	"hayloft/cloud/template"
@@ -10,15 +12,14 @@ import (
 	"hayloft/wire"
 )
 
-// driverOptions are the attributes of a datastore that its driver gets to see, here and on hosts. What is in a
-// template can be read by everybody who may see the datastore, so secrets are in files that it names.
-var driverOptions = map[string][]string{
-	"http": {"CA_FILE", "USER", "PASSWORD_FILE", "TOKEN_FILE", "PLAIN_CREDENTIALS"},
-}
-
+// optionsOf are the attributes of a datastore that its driver gets to see.
 func optionsOf(ds *cloud.Datastore) map[string]string {
+	driver, err := cloud.LookupDatastoreDriver(ds.Driver)
+	if err != nil {
+		return nil // of a newer version of this program
+	}
 	var options map[string]string
-	for _, name := range driverOptions[ds.Driver] {
+	for _, name := range driver.Options {
 		if value, ok := ds.Template.Get(name); ok && value != "" {
 			if options == nil {
 				options = map[string]string{}
@@ -36,6 +37,15 @@ func repositoryOf(ds *cloud.Datastore) *wire.Repository {
 // OpenRepository opens a datastore from this server. Nothing is contacted yet.
 func OpenRepository(ds cloud.Datastore) (repository.Repository, error) {
 	return drivers.Open(disk.Repository{ID: ds.ID, Driver: ds.Driver, Path: ds.BasePath, Options: optionsOf(&ds)})
+}
+
+// CheckRepository refuses a datastore whose driver cannot use its BASE_PATH or options. Nothing is contacted.
+func CheckRepository(ds cloud.Datastore) error {
+	repo, err := OpenRepository(ds)
+	if closer, ok := repo.(io.Closer); ok && err == nil {
+		err = closer.Close()
+	}
+	return err
 }
 
 // FillOf reads a datastore's CACHE_FILL, whether the rest of an image is fetched in the background (YES, the default),

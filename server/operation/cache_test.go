@@ -15,7 +15,7 @@ func webCloud(t *testing.T, defaults string) *Operations {
 	o := cloudOf(t)
 	slow, err := o.CreateDatastore(t.Context(), parse(t, "NAME=slow\nBASE_PATH=/srv/slow\n"+defaults), -1)
 	check(t, err)
-	web, err := o.CreateDatastore(t.Context(), parse(t, "NAME=web\nDS_MAD=http\nBASE_PATH=\"https://images.example/golden\"\nCA_FILE=/etc/ca.pem"), -1)
+	web, err := o.CreateDatastore(t.Context(), parse(t, "NAME=web\nDS_MAD=http\nBASE_PATH=\"https://images.example/golden\"\nUSER=ann\nPASSWORD_FILE=/etc/hayloft/web"), -1)
 	check(t, err)
 	ready(t, o, "NAME=mine\nPATH=/srv/mine.img\nPERSISTENT=YES", "raw", 64<<20)
 	ready(t, o, "NAME=disc\nPATH=/srv/disc.iso\nTYPE=CDROM", "raw", 64<<20)
@@ -97,7 +97,6 @@ func TestCachingThatCannotBeIsRefused(t *testing.T) {
 		"IMAGE=box, CACHE_MODE=AROUND":                     {fault.Unsupported, "CACHE_MODE AROUND is not possible for containers"},
 		"IMAGE=box, CACHE_SIZE=10":                         {fault.Unsupported, "not possible for containers"},
 		"IMAGE=disc, CACHE_MODE=BACK":                      {fault.Unsupported, "CACHE_MODE BACK is not possible for CDROMs"},
-		"IMAGE=far, CACHE_MODE=NONE":                       {fault.Unsupported, "driver http"},
 		"IMAGE=tiny, CACHE_MODE=OFFLINE, CACHE_SIZE=63":    {fault.Invalid, "CACHE_SIZE is 63 MB and the image has 64 MB"},
 		"IMAGE=slowly, CACHE_SIZE=10":                      {fault.Invalid, "CACHE_SIZE is 10 MB"},
 		"IMAGE=mine, CACHE_MODE=OFFLINE, CACHE_SIZE=1":     {fault.Invalid, "CACHE_SIZE is 1 MB"},
@@ -115,15 +114,17 @@ func TestCachingThatCannotBeIsRefused(t *testing.T) {
 func TestTemplatesOfDatastoresAndImagesAreChecked(t *testing.T) {
 	o := webCloud(t, "")
 	for text, want := range map[string]string{
-		"NAME=a\nBASE_PATH=/srv/a\nCACHE_MODE=SOON":                     "CACHE_MODE",
-		"NAME=a\nBASE_PATH=/srv/a\nCACHE_FILL=PERHAPS":                  "CACHE_FILL",
-		"NAME=a\nBASE_PATH=/srv/a\nCACHE_FILL_RATE=-2":                  "CACHE_FILL_RATE is -2",
-		"NAME=a\nBASE_PATH=/srv/a\nPRELOAD_SIZE=x":                      "PRELOAD_SIZE",
-		"NAME=a\nDS_MAD=http\nBASE_PATH=/srv/a":                         "is not a URL",
-		"NAME=a\nDS_MAD=http\nBASE_PATH=\"ftp://h/x\"":                  "is not a URL",
-		"NAME=a\nDS_MAD=http\nBASE_PATH=\"http://u:secret@h/x\"":        "without user",
-		"NAME=a\nDS_MAD=http\nTYPE=SYSTEM_DS\nBASE_PATH=\"http://h/x\"": "only reads",
-		"NAME=a\nDS_MAD=rados\nBASE_PATH=/x":                            "path and http are",
+		"NAME=a\nBASE_PATH=/srv/a\nCACHE_MODE=SOON":                                "CACHE_MODE",
+		"NAME=a\nBASE_PATH=/srv/a\nCACHE_FILL=PERHAPS":                             "CACHE_FILL",
+		"NAME=a\nBASE_PATH=/srv/a\nCACHE_FILL_RATE=-2":                             "CACHE_FILL_RATE is -2",
+		"NAME=a\nBASE_PATH=/srv/a\nPRELOAD_SIZE=x":                                 "PRELOAD_SIZE",
+		"NAME=a\nDS_MAD=http\nBASE_PATH=/srv/a":                                    "is not a URL",
+		"NAME=a\nDS_MAD=http\nBASE_PATH=\"ftp://h/x\"":                             "is not a URL",
+		"NAME=a\nDS_MAD=http\nBASE_PATH=\"http://u:secret@h/x\"":                   "without user",
+		"NAME=a\nDS_MAD=http\nTYPE=SYSTEM_DS\nBASE_PATH=\"http://h/x\"":            "cannot be a SYSTEM_DS",
+		"NAME=a\nDS_MAD=http\nBASE_PATH=\"https://h/x\"\nCA_FILE=/etc/no/such.pem": "CA_FILE",
+		"NAME=a\nDS_MAD=nfs\nBASE_PATH=/srv/a":                                     "server:/directory",
+		"NAME=a\nDS_MAD=rados\nBASE_PATH=/x":                                       "there are path",
 	} {
 		if _, err := o.CreateDatastore(t.Context(), parse(t, text), -1); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "datastore a") {
 			t.Errorf("%q: %v, want %q", text, err, want)
@@ -157,7 +158,7 @@ func TestTemplatesOfDatastoresAndImagesAreChecked(t *testing.T) {
 	if err := o.UpdateDatastore(t.Context(), web, parse(t, "BASE_PATH=\"http://other/\""), true); !fault.Is(err, fault.Invalid) {
 		t.Errorf("a datastore moved: %v", err)
 	}
-	check(t, o.UpdateDatastore(t.Context(), web, parse(t, "CACHE_FILL=NO\nCACHE_FILL_RATE=1.5\nUSER=ann"), true))
+	check(t, o.UpdateDatastore(t.Context(), web, parse(t, "CACHE_FILL=NO\nCACHE_FILL_RATE=1.5\nUSER=bob"), true))
 	check(t, o.UpdateImage(t.Context(), 0, parse(t, "CACHE_MODE=AROUND"), false))
 	if err := o.UpdateImage(t.Context(), 0, parse(t, "PERSISTENT=YES"), true); !fault.Is(err, fault.Invalid) {
 		t.Errorf("an image made persistent by an update: %v", err)
@@ -178,7 +179,7 @@ func TestTemplatesOfDatastoresAndImagesAreChecked(t *testing.T) {
 	if !d.NoFill || d.FillRate != 3<<19 || d.CacheSize != 8<<20 || d.Preload != cloud.PreloadAuto {
 		t.Errorf("the host is told %v", d)
 	}
-	if r := d.Image.Repository; r.Driver != "http" || r.Options["CA_FILE"] != "/etc/ca.pem" || r.Options["USER"] != "ann" || len(r.Options) != 2 {
+	if r := d.Image.Repository; r.Driver != "http" || r.Options["PASSWORD_FILE"] != "/etc/hayloft/web" || r.Options["USER"] != "bob" || len(r.Options) != 2 {
 		t.Errorf("the host is told of repository %v", r)
 	}
 }

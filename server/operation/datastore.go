@@ -2,13 +2,13 @@ package operation
 
 import (
 	"context"
-	"net/url"
 	"path/filepath"
 	"strconv"
 
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
 	"hayloft/cloud/template"
+	"hayloft/server/lifecycle"
 	"hayloft/store"
 )
 
@@ -16,9 +16,9 @@ func idText(id int) []byte { return []byte(strconv.Itoa(id)) }
 
 func datastorePath(base string, id int) string { return filepath.Join(base, strconv.Itoa(id)) }
 
-// CreateDatastore makes a datastore from a template: NAME, TYPE (IMAGE_DS, SYSTEM_DS, FILE_DS), DS_MAD
-// (path; fs and shared are OpenNebula's names for it; http, which is only read from), BASE_PATH, and for its images
-// the defaults CACHE_MODE, CACHE_SIZE, PRELOAD_SIZE, CACHE_FILL and CACHE_FILL_RATE.
+// CreateDatastore makes a datastore from a template: NAME, TYPE (IMAGE_DS, SYSTEM_DS, FILE_DS), DS_MAD (one of
+// cloud.DatastoreDriverNames, or OpenNebula's name for it), BASE_PATH, the options of the driver, and for its images
+// the defaults CACHE_MODE, CACHE_SIZE, PRELOAD_SIZE, CACHE_FILL and CACHE_FILL_RATE. The storage is not contacted.
 func (o *Operations) CreateDatastore(ctx context.Context, t template.Template, cluster int) (int, error) {
 	name, err := o.name(t, "datastore")
 	if err != nil {
@@ -30,23 +30,21 @@ func (o *Operations) CreateDatastore(ctx context.Context, t template.Template, c
 			return 0, err
 		}
 	}
-	driver, _ := t.Get("DS_MAD")
+	mad, _ := t.Get("DS_MAD")
+	known, err := cloud.LookupDatastoreDriver(mad)
+	if err != nil {
+		return 0, fault.Errorf(fault.ClassOf(err), "datastore %s: %w", name, err)
+	}
 	path, _ := t.Get("BASE_PATH")
-	switch driver {
-	case "", "fs", "shared", "path":
-		driver = "path"
-		if !filepath.IsAbs(path) || filepath.Clean(path) != path {
-			return 0, fault.Errorf(fault.Invalid, "datastore %s: BASE_PATH %q is not a clean absolute path", name, path)
-		}
-	case "http":
-		if err := checkURL(path); err != nil {
-			return 0, fault.Errorf(fault.ClassOf(err), "datastore %s: %w", name, err)
-		}
-		if kind == cloud.DatastoreTypeSystem {
-			return 0, fault.Errorf(fault.Unsupported, "datastore %s: a SYSTEM_DS is written to, and driver http only reads", name)
-		}
-	default:
-		return 0, fault.Errorf(fault.Unsupported, "datastore %s: DS_MAD %q is not supported; path and http are", name, driver)
+	if err := known.CheckBase(path); err != nil {
+		return 0, fault.Errorf(fault.ClassOf(err), "datastore %s: %w", name, err)
+	}
+	if kind == cloud.DatastoreTypeSystem && !known.System {
+		return 0, fault.Errorf(fault.Unsupported, "datastore %s: a datastore of driver %s cannot be a SYSTEM_DS", name, known.Name)
+	}
+	driver := known.Name
+	if err := lifecycle.CheckRepository(cloud.Datastore{Name: name, Driver: driver, BasePath: path, Template: t}); err != nil {
+		return 0, fault.Errorf(fault.ClassOf(err), "datastore %s: %w", name, err)
 	}
 	if err := checkCaching(cloud.KindDatastore, name, t); err != nil {
 		return 0, err
@@ -70,19 +68,6 @@ func (o *Operations) CreateDatastore(ctx context.Context, t template.Template, c
 	})
 }
 
-// checkURL refuses what is not the address of a directory on a web server, and names and passwords in it, which
-// everybody could read.
-func checkURL(text string) error {
-	u, err := url.Parse(text)
-	switch {
-	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
-		return fault.Errorf(fault.Invalid, "BASE_PATH %q is not a URL of the form http://host/path or https://host/path", text)
-	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
-		return fault.Errorf(fault.Invalid, "BASE_PATH must be a URL without user, query and fragment")
-	}
-	return nil
-}
-
 // fixedInDatastores are attributes that a datastore has for life.
 var fixedInDatastores = []string{"NAME", "TYPE", "DS_MAD", "BASE_PATH"}
 
@@ -95,6 +80,9 @@ func (o *Operations) UpdateDatastore(ctx context.Context, id int, t template.Tem
 			return fault.Errorf(fault.Invalid, "datastore %s: %w", d.Name, err)
 		}
 		d.Template = next
+		if err := lifecycle.CheckRepository(*d); err != nil {
+			return err
+		}
 		return checkCaching(cloud.KindDatastore, d.Name, next)
 	})
 	if err != nil {

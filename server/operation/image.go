@@ -192,8 +192,14 @@ func (o *Operations) SetPersistent(ctx context.Context, id int, persistent bool)
 	if persistent && (fileType(img.Type) || img.Type == cloud.ImageTypeCDROM) {
 		return fault.Errorf(fault.Invalid, "image %s: a %v cannot be persistent", img.Name, img.Type)
 	}
-	if ds, err := o.Inv.Datastore(img.DatastoreID); err == nil && persistent && ds.Driver != "path" {
-		return fault.Errorf(fault.Unsupported, "image %s: datastore %s of driver %s is only read from: an image in it cannot be persistent", img.Name, ds.Name, ds.Driver)
+	if ds, err := o.Inv.Datastore(img.DatastoreID); err == nil && persistent {
+		driver, err := cloud.LookupDatastoreDriver(ds.Driver)
+		if err == nil && !driver.Persistent {
+			err = notPersistent(&ds)
+		}
+		if err != nil {
+			return fault.Errorf(fault.ClassOf(err), "image %s: %w", img.Name, err)
+		}
 	}
 	_, revision, err := o.Inv.Images.Update(ctx, id, func(img *cloud.Image) error {
 		img.Persistent = persistent

@@ -39,12 +39,14 @@ func registered(img cloud.Image, t template.Template) (cloud.Image, error) {
 
 // place refuses what the datastore cannot do with the image, and objects that are another image already.
 func (o *Operations) place(img *cloud.Image, ds *cloud.Datastore) error {
-	readOnly := ds.Driver != "path"
+	driver, err := cloud.LookupDatastoreDriver(ds.Driver)
 	switch {
-	case readOnly && !img.Registered:
+	case err != nil:
+		return err
+	case driver.ReadOnly && !img.Registered:
 		return fault.Errorf(fault.Unsupported, "datastore %s of driver %s is only read from: name an object in it with SOURCE", ds.Name, ds.Driver)
-	case readOnly && img.Persistent:
-		return fault.Errorf(fault.Unsupported, "datastore %s of driver %s is only read from: an image in it cannot be persistent", ds.Name, ds.Driver)
+	case img.Persistent && !driver.Persistent:
+		return notPersistent(ds)
 	case !img.Registered:
 		return nil
 	}
@@ -54,6 +56,10 @@ func (o *Operations) place(img *cloud.Image, ds *cloud.Datastore) error {
 		}
 	}
 	return nil
+}
+
+func notPersistent(ds *cloud.Datastore) error {
+	return fault.Errorf(fault.Unsupported, "an image in datastore %s cannot be persistent: nothing is written in place with driver %s", ds.Name, ds.Driver)
 }
 
 // fixedInImages are attributes that an image has for life, or that have an operation of their own.

@@ -227,8 +227,10 @@ func (o *Operations) SaveAs(ctx context.Context, id, diskID int, name string) (i
 		RegTime: o.Now().Unix(), SavedFrom: &cloud.SavedFrom{VM: id, Disk: diskID}}
 	if source, err := o.Inv.Image(d.ImageID); err == nil {
 		img.Type = source.Type
-		if ds, err := o.Inv.Datastore(source.DatastoreID); err == nil && ds.Driver == "path" { // else it is only read from
-			img.DatastoreID = source.DatastoreID
+		if ds, err := o.Inv.Datastore(source.DatastoreID); err == nil {
+			if driver, err := cloud.LookupDatastoreDriver(ds.Driver); err == nil && !driver.ReadOnly {
+				img.DatastoreID = source.DatastoreID
+			}
 		}
 		if prefix, ok := source.Template.Get("DEV_PREFIX"); ok {
 			img.Template.Set("DEV_PREFIX", prefix)

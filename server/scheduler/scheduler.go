@@ -205,6 +205,11 @@ func (s Scheduler) refuse(vm *cloud.VM, h *Host) string {
 	if m := vm.OS.Machine; m != "" && !hasChipset(h, vm.Hypervisor, m) {
 		return "has no machine type " + m
 	}
+	for i := range vm.Disks {
+		if why := h.Storage.CanCache(&vm.Disks[i]); why != "" {
+			return why
+		}
+	}
 	max := Capacity(&h.Host)
 	if free := max.MemoryMB - h.Used.MemoryMB; d.MemoryMB > free {
 		return fmt.Sprintf("has %d MB of memory free, %d needed", free, d.MemoryMB)
