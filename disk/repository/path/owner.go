@@ -77,7 +77,7 @@ func own(root *os.Root, name string, owner repository.Owner, uid, gid int) error
 	case errors.Is(err, fs.ErrNotExist):
 		st := fi.Sys().(*syscall.Stat_t)
 		m = mark{repository.Mark{Owner: owner, Generation: generation(st)}, int(st.Uid), int(st.Gid), uint32(fi.Mode().Perm())}
-		if err := writeMark(root, name, m); err != nil {
+		if err := writeMark(root, name, m, true); err != nil {
 			return err
 		}
 	default:
@@ -95,23 +95,33 @@ func generation(st *syscall.Stat_t) uint64 {
 	return uint64(max(time.Now().UnixNano(), st.Ctim.Nano()+1))
 }
 
-// writeMark puts the whole mark in place at once. The caller holds the name's lock.
-func writeMark(root *os.Root, name string, m mark) error {
+// writeMark puts the whole mark in place at once; fault.Busy when it is to be the first and another is there. The
+// caller holds the name's lock, as far as it knows: see publish.
+func writeMark(root *os.Root, name string, m mark, first bool) error {
 	text, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
 	part := hidden(name, markSuffix+".part")
-	f, err := root.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err := root.Remove(part); err != nil && !errors.Is(err, fs.ErrNotExist) { // of a host that died
+		return err
+	}
+	f, err := root.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
+	defer f.Close()
 	_, err = f.Write(text)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, root.Remove(part))
+	if err = errors.Join(err, f.Sync()); err == nil && first {
+		err = publish(root, f, part, hidden(name, markSuffix))
+		if fault.Is(err, fault.Exists) {
+			err = fault.Errorf(fault.Busy, "was taken by another owner just now")
+		}
+	} else if err == nil {
+		err = root.Rename(part, hidden(name, markSuffix))
 	}
-	if err := root.Rename(part, hidden(name, markSuffix)); err != nil {
-		return err
+	if err != nil {
+		return errors.Join(err, removeOwn(root, part, f))
 	}
 	return syncDir(root, path.Dir(name))
 }

@@ -78,7 +78,7 @@ func (r *Repository) SetUndrained(ctx context.Context, name string, owner reposi
 			return err
 		}
 		m.Undrained = undrained
-		return writeMark(root, name, m)
+		return writeMark(root, name, m, false)
 	})
 }
 

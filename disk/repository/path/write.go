@@ -3,6 +3,7 @@ package path
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path"
@@ -115,9 +116,7 @@ func lockName(root *os.Root, name string) (*os.File, error) {
 			return nil, err
 		}
 		// The former holder may have removed the file between our open and our lock.
-		mine, err1 := lock.Stat()
-		there, err2 := root.Lstat(hidden(name, ".lock"))
-		if err1 == nil && err2 == nil && os.SameFile(mine, there) {
+		if stillThere(root, hidden(name, ".lock"), lock) {
 			return lock, nil
 		}
 		lock.Close()
@@ -125,8 +124,24 @@ func lockName(root *os.Root, name string) (*os.File, error) {
 }
 
 func unlockName(root *os.Root, name string, lock *os.File) error {
-	err := root.Remove(hidden(name, ".lock"))
-	return errors.Join(err, lock.Close())
+	return errors.Join(removeOwn(root, hidden(name, ".lock"), lock), lock.Close())
+}
+
+// removeOwn removes name when it is the file that is open: after a long absence it may be that of another host.
+func removeOwn(root *os.Root, name string, file *os.File) error {
+	if !stillThere(root, name, file) {
+		return nil
+	}
+	if err := root.Remove(name); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func stillThere(root *os.Root, name string, file *os.File) bool {
+	mine, err1 := file.Stat()
+	there, err2 := root.Lstat(name)
+	return err1 == nil && err2 == nil && os.SameFile(mine, there)
 }
 
 // writer implements repository.Writer and repository.Local.
@@ -134,6 +149,7 @@ type writer struct {
 	repository *Repository
 	name       string
 	lock, file *os.File
+	least      int64 // bytes that it has from its parent, when it is a clone
 
 	ending sync.Mutex // held by the worker that ends it: its caller may have left
 	ended  bool
@@ -171,6 +187,9 @@ func (w *writer) ReadAt(p []byte, offset int64) (int, error) {
 }
 
 func (w *writer) SetSize(size int64) error {
+	if size < w.least {
+		return w.repository.object(w.name, fault.Errorf(fault.Invalid, "is a clone and cannot be cut from %d to %d bytes", w.least, size))
+	}
 	return w.repository.gate.run(context.Background(), func() error {
 		return w.repository.object(w.name, w.file.Truncate(size))
 	})
@@ -198,26 +217,54 @@ func (w *writer) commit() error {
 		return err
 	}
 	defer root.Close()
-	if err := publish(root, hidden(w.name, ".part"), w.name); err != nil {
+	if err := publish(root, w.file, hidden(w.name, ".part"), w.name); err != nil {
 		return err
 	}
 	w.ended = true
 	return errors.Join(w.file.Close(), unlockName(root, w.name, w.lock))
 }
 
-// publish gives a finished hidden file its name. The caller holds the name's lock.
-func publish(root *os.Root, part, name string) error {
-	if _, err := root.Lstat(name); err == nil {
-		return fault.Errorf(fault.Exists, "exists")
+// publish gives a finished hidden file, open as file, its name; fault.Exists when that is taken. Of two hosts that
+// both believe that the name is theirs, because a server gave the lock of one that was away to the other, one gets
+// it, with its own bytes.
+func publish(root *os.Root, file *os.File, part, name string) error {
+	if !stillThere(root, part, file) {
+		return fault.Errorf(fault.Busy, "was taken from this host, which was away: another one writes it")
 	}
-	if err := root.Rename(part, name); err != nil {
+	switch err := linkFile(root, file, name); {
+	case err == nil:
+		if err := root.Remove(part); err != nil {
+			return err
+		}
+	case errors.Is(err, fs.ErrExist):
+		return fault.Errorf(fault.Exists, "exists")
+	case fault.Is(linkError(err), fault.Unsupported):
+		if _, err := root.Lstat(name); err == nil {
+			return fault.Errorf(fault.Exists, "exists")
+		}
+		if err := root.Rename(part, name); err != nil {
+			return err
+		}
+	default:
 		return err
 	}
 	return syncDir(root, path.Dir(name))
 }
 
-func (w *writer) Abort() error {
-	return w.repository.gate.run(context.Background(), func() error {
+// linkFile gives the file that is open a further name, which must be free.
+func linkFile(root *os.Root, file *os.File, name string) error {
+	dir, err := root.Open(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", file.Fd()), int(dir.Fd()), path.Base(name), unix.AT_SYMLINK_FOLLOW)
+}
+
+func (w *writer) Abort() error { return w.abort(context.Background()) }
+
+func (w *writer) abort(ctx context.Context) error {
+	return w.repository.gate.run(ctx, func() error {
 		w.ending.Lock()
 		defer w.ending.Unlock()
 		if w.ended {
@@ -234,10 +281,7 @@ func (w *writer) drop() error {
 		return errors.Join(err, w.file.Close(), w.lock.Close())
 	}
 	defer root.Close()
-	err = root.Remove(hidden(w.name, ".part"))
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
-	}
+	err = removeOwn(root, hidden(w.name, ".part"), w.file)
 	err = errors.Join(err, w.file.Close(), unlockName(root, w.name, w.lock))
 	removeEmptyParents(root, w.name)
 	return err
