@@ -43,6 +43,8 @@ type Image struct {
 	StoredBytes int64             `json:"stored_bytes,omitempty"` // allocated in the repository
 	Registered  bool              `json:"registered,omitempty"`   // the object was there before: its content is not Hayloft's to delete
 	SavedFrom   *SavedFrom        `json:"saved_from,omitempty"`   // made by disk-saveas
+	ClonedFrom  *ClonedFrom       `json:"cloned_from,omitempty"`
+	Flatten     bool              `json:"flatten,omitempty"` // is to be made independent of ClonedFrom
 	Error       string            `json:"error,omitempty"`
 	ErrorClass  string            `json:"error_class,omitempty"` // of Error, see fault.Class
 	RegTime     int64             `json:"reg_time"`
@@ -66,6 +68,15 @@ type SavedFrom struct {
 	Disk      int    `json:"disk"`
 	Operation uint64 `json:"operation"`
 }
+
+// ClonedFrom names the image that an image was cloned from, and how its datastore did that (repository.CloneKind), once it has.
+type ClonedFrom struct {
+	ImageID int    `json:"image_id"`
+	Kind    string `json:"kind,omitempty"`
+}
+
+// Depends reports whether the image may be a clone that needs its parent's object.
+func (i *Image) Depends() bool { return i.ClonedFrom != nil && i.ClonedFrom.Kind != "" && i.ClonedFrom.Kind != "copy" }
 
 // Tree reports whether the image is an archive or file system that containers run from.
 func (i *Image) Tree() bool {

@@ -82,6 +82,7 @@ func showImage(p *page, _ *app, i *api.Image) {
 	p.field("DIGEST", i.Digest)
 	p.field("IMPORTED FROM", i.Path)
 	p.field("OBJECT", i.Source)
+	showClone(p, i)
 	if i.SavedFrom != nil {
 		p.field("SAVED FROM", fmt.Sprintf("vm %d, disk %d", i.SavedFrom.VM, i.SavedFrom.Disk))
 	}
@@ -97,6 +98,7 @@ func newImageCommand(a *app) *cobra.Command {
 		newImageCreateCommand(a), newImageDeleteCommand(a), newImageUpdateCommand(a),
 		newPersistentCommand(a, "persistent", "Make unused images persistent: their one machine writes to them", true),
 		newPersistentCommand(a, "nonpersistent", "Make unused images immutable: machines write to overlays", false),
+		newImageCloneCommand(a), newImageFlattenCommand(a),
 		newImagePrefetchCommand(a), newImagePrefetchesCommand(a), newImageReleaseCommand(a),
 	)
 	return cmd

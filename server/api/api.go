@@ -25,6 +25,8 @@
 //	POST   /v1/images/REF/prefetch            Prefetch: bring it to hosts, or drop that wish; what became of it is
 //	                                          in the image's prefetches
 //	POST   /v1/images/REF/release             Release: take a persistent image from an owner that never comes back
+//	POST   /v1/images/REF/clone               CloneImage -> Created
+//	POST   /v1/images/REF/flatten             make a clone independent of its parent, in the background
 //	GET    /v1/watch?kind=vm&kind=host        Events as lines of JSON: first every object there is, then Synced,
 //	                                          then each change
 package api
@@ -243,6 +245,13 @@ type Prefetch struct {
 	All    bool     `json:"all,omitempty"`   // instead: all that are connected; with Cancel: all
 	Rate   int64    `json:"rate,omitempty"`  // bytes a second for each; 0: no bound
 	Cancel bool     `json:"cancel,omitempty"`
+}
+
+// CloneImage makes an image with the content of another one.
+type CloneImage struct {
+	Name       string `json:"name"`
+	Datastore  string `json:"datastore,omitempty"`  // REF; "": that of the image
+	Persistent *bool  `json:"persistent,omitempty"` // absent: as the image
 }
 
 // Release takes a persistent image from its owner. AcceptStale gives up writes that the image has not yet.

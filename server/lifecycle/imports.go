@@ -49,6 +49,8 @@ func (m *importers) start(ctx context.Context) {
 			m.run(ctx, img, m.take)
 		case img.State == cloud.ImageStateLocked && img.SavedFrom != nil && !busy && m.abandoned(img):
 			m.run(ctx, img, m.abandon)
+		case img.State == cloud.ImageStateReady && img.Flatten && !busy:
+			m.run(ctx, img, m.flatten)
 		case img.State == cloud.ImageStateDelete && busy:
 			cancel() // the import ends, which wakes the controller, and then the deletion starts
 		case img.State == cloud.ImageStateDelete:
@@ -112,8 +114,12 @@ func (m *importers) take(ctx context.Context, img cloud.Image) error {
 	if now, _, err := m.c.inv.Images.Get(ctx, img.ID); err != nil || now.State != cloud.ImageStateLocked {
 		return err
 	}
-	m.c.log.Info("image import", "image", img.ID, "from", img.Path)
-	info, err := m.content(ctx, img)
+	if img.ClonedFrom != nil {
+		m.c.log.Info("image clone", "image", img.ID, "of", img.ClonedFrom.ImageID)
+	} else {
+		m.c.log.Info("image import", "image", img.ID, "from", img.Path)
+	}
+	info, kind, err := m.content(ctx, img)
 	if err != nil && ctx.Err() != nil {
 		return err // stopped, not failed: it starts over, or is deleted
 	}
@@ -127,6 +133,9 @@ func (m *importers) take(ctx context.Context, img cloud.Image) error {
 		}
 		now.State, now.Format, now.Digest = cloud.ImageStateReady, string(info.Format), info.Digest
 		now.Size, now.ObjectSize, now.StoredBytes = info.Size, info.ObjectSize, info.StoredBytes
+		if now.ClonedFrom != nil {
+			now.ClonedFrom = &cloud.ClonedFrom{ImageID: now.ClonedFrom.ImageID, Kind: string(kind)}
+		}
 		return nil
 	}, m.c.fence)
 	if err == nil && recorded == nil {
@@ -138,28 +147,35 @@ func (m *importers) take(ctx context.Context, img cloud.Image) error {
 	return m.c.inv.WaitFor(ctx, revision)
 }
 
-func (m *importers) content(ctx context.Context, img cloud.Image) (image.Info, error) {
+// content makes the image's object; kind is how, for a clone.
+func (m *importers) content(ctx context.Context, img cloud.Image) (info image.Info, kind repository.CloneKind, err error) {
 	repo, err := m.open(img)
 	if err != nil {
-		return image.Info{}, err
+		return info, "", err
 	}
 	if img.Registered {
-		return register(ctx, repo, img)
+		info, err = register(ctx, repo, img)
+		return info, "", err
 	}
 	// Half of an earlier attempt may be there.
 	for _, name := range []string{image.ProfileName(img.Source), image.IndexName(img.Source), img.Source} {
 		if err := repo.Delete(ctx, name); err != nil && !fault.Is(err, fault.NotFound) {
-			return image.Info{}, err
+			return info, "", err
 		}
 	}
-	if img.Path == "" {
-		return image.Create(ctx, image.CreateOptions{Size: img.Size, To: repo, Name: img.Source})
+	switch {
+	case img.ClonedFrom != nil:
+		return m.clone(ctx, repo, img)
+	case img.Path == "":
+		info, err = image.Create(ctx, image.CreateOptions{Size: img.Size, To: repo, Name: img.Source})
+		return info, "", err
 	}
-	return image.Import(ctx, image.ImportOptions{
+	info, err = image.Import(ctx, image.ImportOptions{
 		Source: img.Path, Type: image.Type(img.Type.String()), Format: image.Format(img.Format), ExpectedDigest: img.Expect,
 		To: repo, Name: img.Source, Runner: m.c.Runner,
 		Report: func(done, total int64) { m.c.progress.setImage(img.ID, done, total) },
 	})
+	return info, "", err
 }
 
 // abandoned reports whether no machine has the order any more to save a disk as this image.

@@ -147,9 +147,9 @@ func (o *Operations) DeleteImage(ctx context.Context, id int) error {
 	if err := o.Inv.WaitFor(ctx, revision); err != nil {
 		return err
 	}
-	users := o.ImageUsers(id)
+	users, children := o.ImageUsers(id), o.children(id)
 	img.State = cloud.ImageStateDelete
-	if len(users) > 0 {
+	if len(users)+len(children) > 0 {
 		img.State = was
 	}
 	op, err := o.Inv.Images.PutOp(id, img)
@@ -162,6 +162,9 @@ func (o *Operations) DeleteImage(ctx context.Context, id int) error {
 	}
 	if len(users) > 0 {
 		err = fault.Errorf(fault.Busy, "image %s is used by %d machines, vm %d among them", img.Name, len(users), users[0])
+	} else if len(children) > 0 {
+		err = fault.Errorf(fault.Busy, "image %s has clones that depend on it, image %d (%s) among them: flatten or delete these first",
+			img.Name, children[0].ID, children[0].Name)
 	}
 	if wait := o.Inv.WaitFor(ctx, revision); err == nil {
 		err = wait

@@ -244,6 +244,9 @@ func (o *Operations) write(vm *cloud.VM, tx *lifecycle.Txn) error {
 		if users := o.ImageUsers(d.ImageID); len(users) > 0 {
 			return fault.Errorf(fault.WrongState, "image %d (%s) is persistent and in use by vm %d", d.ImageID, d.Image, users[0])
 		}
+		if clone, ok := o.cloning(d.ImageID); ok {
+			return fault.Errorf(fault.WrongState, "image %d (%s) is persistent and being cloned as image %d (%s)", d.ImageID, d.Image, clone.ID, clone.Name)
+		}
 		tx.Add(store.Cond{Key: key}, store.Put(key, idText(vm.ID)))
 	}
 	return nil

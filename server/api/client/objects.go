@@ -72,6 +72,18 @@ func (c *Client) ReleaseImage(ctx context.Context, ref string, acceptStale bool)
 	return c.object(ctx, http.MethodPost, cloud.KindImage, ref, "/release", api.Release{AcceptStale: acceptStale}, nil)
 }
 
+// CloneImage makes an image with the content of another one and returns at once; WaitImage waits.
+func (c *Client) CloneImage(ctx context.Context, ref string, clone api.CloneImage) (int, error) {
+	var created api.Created
+	err := c.object(ctx, http.MethodPost, cloud.KindImage, ref, "/clone", clone, &created)
+	return created.ID, err
+}
+
+// FlattenImage begins to make a clone independent of its parent; the image's Flatten is true until it is.
+func (c *Client) FlattenImage(ctx context.Context, ref string) error {
+	return c.object(ctx, http.MethodPost, cloud.KindImage, ref, "/flatten", nil, nil)
+}
+
 // Datastores lists the datastores.
 func (c *Client) Datastores(ctx context.Context) ([]api.Datastore, error) {
 	return List[api.Datastore](ctx, c, cloud.KindDatastore)

@@ -9,6 +9,7 @@ import (
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
 	"hayloft/server/api"
+	"hayloft/server/operation"
 )
 
 // imageDetail is an image with what its repository says about who owns it.
@@ -66,6 +67,21 @@ func (s *Server) release(r *http.Request, id int) (any, error) {
 		return nil, err
 	}
 	return nil, s.Ops.ReleaseImage(r.Context(), id, body.AcceptStale)
+}
+
+func (s *Server) cloneImage(r *http.Request, id int) (any, error) {
+	body, err := decode[api.CloneImage](r)
+	if err != nil {
+		return nil, err
+	}
+	c := operation.CloneImage{Name: body.Name, Datastore: -1, Persistent: body.Persistent}
+	if body.Datastore != "" {
+		if c.Datastore, err = s.datastoreRef(body.Datastore); err != nil {
+			return nil, err
+		}
+	}
+	clone, err := s.Ops.CloneImage(r.Context(), id, c)
+	return api.Created{ID: clone}, err
 }
 
 // hostDetail is a host with the images it has.

@@ -66,6 +66,8 @@ func (s *Server) resources(handle route) {
 	handle("POST /v1/images/{ref}/persistent", one(s.imageRef, s.persistent))
 	handle("POST /v1/images/{ref}/prefetch", one(s.imageRef, s.prefetch))
 	handle("POST /v1/images/{ref}/release", one(s.imageRef, s.release))
+	handle("POST /v1/images/{ref}/clone", one(s.imageRef, s.cloneImage))
+	handle("POST /v1/images/{ref}/flatten", one(s.imageRef, func(r *http.Request, id int) (any, error) { return nil, s.Ops.FlattenImage(r.Context(), id) }))
 
 	handle("GET /v1/templates", func(*http.Request) (any, error) { return views(s.Inv.AllTemplates(), templateView), nil })
 	handle("GET /v1/templates/{ref}", show(s.templateRef, s.Inv.Template, templateView))
