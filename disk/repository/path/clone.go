@@ -157,7 +157,9 @@ func copyRange(dst, src *os.File, offset, length int64) error {
 	return nil
 }
 
-func errShorter() error { return fault.Errorf(fault.Busy, "its parent became shorter while it was copied") }
+func errShorter() error {
+	return fault.Errorf(fault.Busy, "its parent became shorter while it was copied")
+}
 
 func plainCopy(dst, src *os.File, offset, length int64) error {
 	to := plainWriter{io.NewOffsetWriter(dst, offset)}
