@@ -253,10 +253,14 @@ func (l *backlog) fallSick(err error) {
 // writeHeader says durably that the log starts at tail.
 func (l *backlog) writeHeader(tail, sequence, epoch, durable uint64) error {
 	l.generation++
-	h := logHeader{id: l.id, generation: l.generation, ring: l.ring, tail: tail, sequence: sequence, epoch: epoch, durable: durable}
+	return l.putHeader(logHeader{id: l.id, generation: l.generation, ring: l.ring, tail: tail, sequence: sequence, epoch: epoch, durable: durable})
+}
+
+// putHeader writes a header durably to its place; the other place keeps the one before.
+func (l *backlog) putHeader(h logHeader) error {
 	var b [headerSize]byte
 	h.encode(b[:])
-	if _, err := l.file.WriteAt(b[:], int64(l.generation%2)*logSlot); err != nil {
+	if _, err := l.file.WriteAt(b[:], int64(h.generation%2)*logSlot); err != nil {
 		return fmt.Errorf("log: header: %w", err)
 	}
 	if err := l.file.Sync(); err != nil {

@@ -111,8 +111,13 @@ func (l *backlog) recover(h logHeader, closed bool) error {
 		return fault.Errorf(fault.Corrupt, "the record at position %d is damaged, and what was flushed reaches to %d: it holds %d bytes that the source has not",
 			l.head, promised, promised-h.tail)
 	}
-	// What is left of the future that was dropped must not fit to what is written now.
 	if !closed {
+		// The last run may have died before this header was durable. Until it is, a power cut brings back the one before,
+		// and with it a tail whose records must still be there.
+		if err := l.putHeader(h); err != nil {
+			return err
+		}
+		// What is left of the future that was dropped must not fit to what is written now.
 		if err := l.punchFree(); err != nil {
 			return err
 		}

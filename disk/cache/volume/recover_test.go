@@ -1,0 +1,59 @@
+package volume
+
+import (
+	"bytes"
+	"context"
+	"testing"
+
+	"hayloft/disk/cache"
+	"hayloft/disk/cache/storage/faulty"
+)
+
+// TestALogWhoseHeaderWasNotDurable: the process dies between writing the header of its log and syncing it, and the next
+// one at each change of its recovery; then the power goes. Whichever of the headers is left, what belongs to it is too.
+func TestALogWhoseHeaderWasNotDurable(t *testing.T) {
+	for n, ended := int64(1), false; !ended; n++ {
+		b := newBench(t.Fatalf, 1, 4*chunkSize, 4*chunkSize, cache.Back, 0)
+		b.open()
+		want := b.original
+		copy(want[512:], pattern(6000, 7))
+		b.write(want[512:3512], 512, false)
+		b.source.Unreachable(true) // so that the header tells of what was flushed and is not drained
+		b.write(want[3512:6512], 3512, true)
+		b.close()
+		b.source.Unreachable(false)
+
+		drain := b.source.Stall(faulty.Write)
+		b.open()
+		header := b.host.Stall(faulty.Sync, logFile)
+		drain.Release()
+		<-header.Reached()
+		b.kill()
+
+		b.host.CrashAfter(n)
+		c := b.config
+		c.Boot, c.Dir, c.Source = "boot 1", b.host.Dir(), b.source.Open(b.host)
+		v, err := Open(context.Background(), c)
+		if err == nil {
+			v.Close()
+		}
+		ended = b.host.Crashed().Err() == nil
+		b.host.Crash()
+
+		for salt := range uint64(16) {
+			host := b.host.Fork(faulty.Half, salt)
+			c.Boot, c.Dir, c.Source = "boot 2", host.Dir(), b.source.Open(host)
+			v, err := Open(context.Background(), c)
+			if err != nil {
+				t.Fatalf("crash at change %d, salt %d: %v", n, salt, err)
+			}
+			got := make([]byte, len(want))
+			if err := v.ReadAt(context.Background(), got, 0); err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("crash at change %d, salt %d: byte %d is wrong, %v", n, salt, differ(got, want), err)
+			}
+			if err := v.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
