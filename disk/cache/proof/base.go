@@ -16,6 +16,7 @@ import (
 	"hayloft/disk/cache/storage"
 	"hayloft/disk/cache/storage/faulty"
 	"hayloft/disk/export"
+	"hayloft/disk/localstore"
 	"hayloft/image"
 )
 
@@ -130,6 +131,10 @@ func (s *baseScenario) donate(chunk int) {
 }
 
 func (s *baseScenario) open() bool {
+	if s.disk.Torn(localstore.PresentFile) {
+		s.note("a sector of the map is torn") // it claims nothing, and its chunks are fetched again
+		s.synced = 0
+	}
 	b, err := s.subject.Base(context.Background(), cache.BaseConfig{
 		Name: fmt.Sprint("image ", s.seed), Dir: s.disk.Dir(), Index: s.index, Open: s.source.Opener(s.disk), Capacity: s.capacity,
 		Donors: s.donors, Patience: patience, Completed: s.completed, Log: slog.New(slog.DiscardHandler),

@@ -25,6 +25,7 @@ type change struct {
 	start, end     int64  // end is never while it is under way
 	ok             bool   // it was acknowledged
 	durable        int64  // when that was promised; never until then
+	lost           int64  // when a power cut may have taken it; never as long as none may have
 	found          bool
 	doubted        bool // a flush failed after it: no later one makes it durable for sure
 }
@@ -112,7 +113,7 @@ type Model struct {
 
 // newModel is of a disk with these bytes, which are durable.
 func newModel(image []byte, t *same) *Model {
-	first := &change{length: int64(len(image)), bytes: image, start: -1, end: 0, ok: true, durable: 0}
+	first := &change{length: int64(len(image)), bytes: image, start: -1, end: 0, ok: true, durable: 0, lost: never}
 	m := &Model{same: t, size: int64(len(image)), changes: []*change{first}}
 	m.touched = make([][]*change, (len(image)+sector-1)/sector)
 	for i := range m.touched {
@@ -127,7 +128,7 @@ func (m *Model) tick() int64 {
 }
 
 func (m *Model) begin(c *change) *change {
-	c.id, c.start, c.end, c.durable = len(m.changes), m.tick(), never, never
+	c.id, c.start, c.end, c.durable, c.lost = len(m.changes), m.tick(), never, never, never
 	m.changes = append(m.changes, c)
 	for s := c.offset / sector; s*sector < c.offset+c.length; s++ {
 		m.touched[s] = append(m.touched[s], c)
@@ -148,7 +149,7 @@ func (m *Model) flushed(start int64) {
 	now := m.tick()
 	m.flushes = append(m.flushes, interval{start, now})
 	for _, c := range m.changes {
-		if c.ok && c.end < start && !c.doubted {
+		if c.ok && c.end < start && !c.doubted && c.lost == never {
 			c.durable = min(c.durable, now)
 		}
 	}
@@ -177,6 +178,17 @@ func (m *Model) crash() {
 	}
 }
 
+// cut is a power cut of a host that alone has what was written: what was not durable may be gone. Until it is known
+// what is left, which found tells, either may be seen, and what no flush covered is covered by no later one.
+func (m *Model) cut() {
+	now := m.tick()
+	for _, c := range m.changes {
+		if c.durable == never {
+			c.lost = min(c.lost, now)
+		}
+	}
+}
+
 // rule says which changes may be seen.
 type rule struct {
 	what string
@@ -191,7 +203,7 @@ func (m *Model) reading(start int64) rule {
 		what: "a read",
 		may:  func(*change) bool { return true },
 		covers: func(c *change) bool {
-			return c.ok && c.end < start && (c.durable != never || !m.uncertain)
+			return c.ok && c.end < start && (c.durable != never || !m.uncertain && c.lost == never)
 		},
 	}
 }
@@ -224,7 +236,7 @@ func (m *Model) epoch(k int) rule {
 	return rule{
 		what:   fmt.Sprintf("epoch %d", k),
 		may:    func(c *change) bool { return c.start < to },
-		covers: func(c *change) bool { return c.ok && c.end < from && !c.doubted },
+		covers: func(c *change) bool { return c.ok && c.end < from && !c.doubted && from < c.lost },
 	}
 }
 

@@ -11,6 +11,19 @@ import (
 // crash ends the run of the host, looks at what somebody else would find in the source, and has the host come back:
 // after its process was killed, or after a power cut.
 func (s *volumeScenario) crash() {
+	s.goDown()
+	if s.oneIn(2) {
+		s.killed()
+	} else {
+		s.cut(faulty.Chance)
+	}
+	s.disk.SetCapacity(0)
+	if s.mode != cache.Offline || s.oneIn(2) {
+		s.heal()
+	}
+}
+
+func (s *volumeScenario) goDown() {
 	s.disk.Crash()
 	s.shut()
 	s.result.Points++
@@ -18,31 +31,36 @@ func (s *volumeScenario) crash() {
 	s.model.crash()
 	s.mu.Unlock()
 	s.lookAtSource()
-	if s.oneIn(2) {
-		s.note("crash %d: the process is killed", s.result.Points)
-		s.disk.Kill()
-		if s.pinned || s.direct() {
-			s.boundAfter = s.model.reading(s.model.tick())
-		} else {
-			s.boundAfter = s.kept()
-		}
-	} else {
-		s.note("crash %d: %s", s.result.Points, s.disk.CutAs(faulty.Chance))
-		s.boot++
-		s.pinned, s.doubt = false, false
-		s.marked.Store(false)
-		s.boundAfter = s.kept()
-		if s.direct() {
-			s.boundAfter = s.model.reading(s.model.tick())
-		}
+}
+
+// killed: what the system had of the process is still there.
+func (s *volumeScenario) killed() {
+	s.note("crash %d: the process is killed", s.result.Points)
+	s.disk.Kill()
+	if !s.pinned {
+		s.distrust()
 	}
-	if !s.pinned && s.lenient {
+	s.boundAfter = s.model.reading(s.model.tick())
+}
+
+func (s *volumeScenario) cut(choice faulty.Choice) {
+	s.note("crash %d: %s", s.result.Points, s.disk.CutAs(choice))
+	s.boot++
+	s.pinned, s.doubt = false, false
+	s.marked.Store(false)
+	s.distrust()
+	if s.direct() { // the source has it all
+		s.boundAfter = s.model.reading(s.model.tick())
+		return
+	}
+	s.model.cut()
+	s.boundAfter = s.kept()
+}
+
+func (s *volumeScenario) distrust() {
+	if s.lenient {
 		s.model.forget()
 		s.lenient = false
-	}
-	s.disk.SetCapacity(0)
-	if s.mode != cache.Offline || s.oneIn(2) {
-		s.heal()
 	}
 }
 

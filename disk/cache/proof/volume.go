@@ -106,20 +106,24 @@ func (s *volumeScenario) down() bool { return s.disk.Crashed().Err() != nil }
 
 // open the volume, loaded and checked; false when the host crashed or a promise is broken.
 func (s *volumeScenario) open(again bool) bool {
+	if s.subject.Mode == "" && again && s.oneIn(3) {
+		return s.openAs(modes[s.rng.IntN(len(modes))], again)
+	}
+	return s.openAs(s.mode, again)
+}
+
+// openAs: another mode rules once the volume is open in it. Until then it has what the old one promised.
+func (s *volumeScenario) openAs(mode cache.Mode, again bool) bool {
 	s.local, s.lenient = false, s.doubt
 	if s.shaken {
 		s.model.doubt()
 	}
-	// Another mode rules once the volume is open in it: until then it has what the old one promised.
-	mode, capacity := s.mode, s.capacity
-	if s.subject.Mode == "" && again && s.oneIn(3) {
-		mode = modes[s.rng.IntN(len(modes))]
+	if mode != s.mode {
 		s.note("CACHE_MODE becomes %s", mode)
-		if mode != s.mode {
-			s.heal()
-			s.loaded = false // whether the change comes about or not
-		}
+		s.heal()
+		s.loaded = false // whether the change comes about or not
 	}
+	capacity := s.capacity
 	if mode == cache.Offline {
 		capacity = 0
 	}

@@ -138,6 +138,7 @@ func (d *Disk) moment(at float64) uint64 {
 // outcome is a content that a cut may leave.
 func (n *inode) outcome(c Choice, moment uint64, pick func(...uint64) uint64) *inode {
 	left := newInode(n.id)
+	left.torn = n.torn
 	left.size = n.durableSize
 	for i := len(n.sizes) - 1; i >= 0; i-- {
 		if c.keeps(n.sizes[i].sequence, moment, pick(8, uint64(i))) {

@@ -153,6 +153,20 @@ func (d *Disk) restart() {
 	d.run, d.left, d.faults, d.stalls = newRun(), -1, nil, nil
 }
 
+// Torn reports whether a crash since it was last asked may have left a sector of a file half written: a write is not
+// kept to whole sectors, as a disk does, when the machine stops in the middle of it.
+func (d *Disk) Torn(name string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := d.live[name]
+	if n == nil {
+		return false
+	}
+	torn := n.torn
+	n.torn = false
+	return torn
+}
+
 // verdict is what becomes of an operation.
 type verdict struct {
 	err error

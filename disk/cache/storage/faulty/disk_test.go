@@ -280,6 +280,41 @@ func TestCrashAfterStopsTheNthChange(t *testing.T) {
 	}
 }
 
+// TestTornTellsOfHalfASector compares what Torn tells with what the crash left of a write over four sectors.
+func TestTornTellsOfHalfASector(t *testing.T) {
+	seen := map[bool]int{}
+	for seed := range uint64(300) {
+		d := New(seed)
+		f := must(d.Create("a"))
+		before := fill('1', 4)
+		must(f.WriteAt(before, 0))
+		whole := bytes.Clone(before)
+		// Where the new bytes are those from before, it makes no difference how far the write came.
+		offset, length := int(seed*7%900), 1+int(seed*13%1000)
+		for i := offset; i < offset+length; i++ {
+			if i%Sector < 300 {
+				whole[i] = '2'
+			}
+		}
+		d.CrashAfter(1)
+		f.WriteAt(whole[offset:offset+length], int64(offset))
+		d.Kill()
+		left := all(must(d.Open("a")))
+		torn := false
+		for at := 0; at < len(left); at += Sector {
+			s := left[at : at+Sector]
+			torn = torn || !bytes.Equal(s, before[at:at+Sector]) && !bytes.Equal(s, whole[at:at+Sector])
+		}
+		seen[torn]++
+		if d.Torn("a") != torn || d.Torn("a") || d.Torn("b") {
+			t.Fatalf("seed %d: write of %d+%d, torn %v is not told, or again", seed, offset, length, torn)
+		}
+	}
+	if seen[true] < 20 || seen[false] < 20 {
+		t.Fatal(seen)
+	}
+}
+
 func TestOutOfSpace(t *testing.T) {
 	d := New(1)
 	d.SetCapacity(4 * Sector)

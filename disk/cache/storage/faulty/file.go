@@ -52,6 +52,9 @@ func (f *file) WriteAt(p []byte, offset int64) (int, error) {
 		}
 		size = fits
 	}
+	if v.err == ErrPowerLost {
+		f.inode.torn = f.inode.torn || f.inode.tears(p, size, offset)
+	}
 	k.grow(f.inode, f.inode.write(p[:size], offset, k.sequence))
 	if v.err == ErrPowerLost {
 		return 0, v.err

@@ -1,6 +1,7 @@
 package faulty
 
 import (
+	"bytes"
 	"maps"
 	"slices"
 )
@@ -36,6 +37,7 @@ type inode struct {
 	doubtful    []int64 // sectors that a failed sync was to sync
 	data        int64   // sectors that are not holes, as reads see them
 	names       int     // live ones
+	torn        bool    // see Disk.Torn
 }
 
 func newInode(id uint64) *inode { return &inode{id: id, blocks: map[int64]*block{}} }
@@ -158,6 +160,17 @@ func (n *inode) write(p []byte, offset int64, sequence uint64) (grown int64) {
 		n.resize(last, sequence)
 	}
 	return grown
+}
+
+// tears reports whether the first done bytes of a write leave a sector that is neither as before nor as the whole write
+// would make it.
+func (n *inode) tears(p []byte, done int, offset int64) bool {
+	over := int((offset + int64(done)) % Sector)
+	before := p[max(0, done-over):done]
+	after := p[done:min(len(p), done+Sector-over)]
+	old := make([]byte, len(before)+len(after))
+	n.read(old, offset+int64(done-len(before)))
+	return over > 0 && !bytes.Equal(old[:len(before)], before) && !bytes.Equal(old[len(before):], after)
 }
 
 func tailOf(data []byte, size int64) []byte {
