@@ -10,8 +10,13 @@ import (
 	"hayloft/disk/export"
 )
 
-// TestHitsAllocateNothing counts all that is allocated in this process during 10,000 hits of each kind; the client's
-// side of it allocates nothing either.
+// runtimes is what the runtime itself may allocate while a connection is busy, however many hits there are: 7 objects
+// for each thread it starts, and one for each goroutine that waits for another's channel while the free list of its
+// processor is empty (up to 128 a processor, as goroutines move between them).
+const runtimes = 100
+
+// TestHitsAllocateNothing counts all that is allocated in this process during 10,000 hits of each kind, 500 long ones;
+// the client's side of it allocates nothing either.
 func TestHitsAllocateNothing(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "data")
 	if err := os.WriteFile(path, make([]byte, 2<<20), 0o600); err != nil {
@@ -63,8 +68,8 @@ func TestHitsAllocateNothing(t *testing.T) {
 					ask()
 				}
 				runtime.ReadMemStats(&after)
-				// The runtime itself may allocate now and then; one allocation a request would be tt.n.
-				if n := after.Mallocs - before.Mallocs; n > uint64(tt.n/100) {
+				// One allocation a request would be tt.n, one for each piece of a long one 8 times that.
+				if n := after.Mallocs - before.Mallocs; n > runtimes {
 					t.Errorf("%d allocations, %d bytes in %d hits", n, after.TotalAlloc-before.TotalAlloc, tt.n)
 				}
 			})
