@@ -18,6 +18,9 @@ func (p *pass) goalGone(ctx context.Context) error {
 		return err
 	}
 	p.show(wire.Phase_PHASE_REMOVING)
+	if err := p.saveLast(ctx); err != nil {
+		return failed(wire.Step_STEP_REMOVE, err)
+	}
 	if err := p.drainGone(ctx); err != nil {
 		return failed(wire.Step_STEP_REMOVE, err)
 	}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk"
@@ -13,7 +14,7 @@ import (
 // the server no longer lists its operation. An agent that dies on the way saves again, unless it had finished.
 func (p *pass) saveDisks(ctx context.Context) error {
 	for _, save := range p.want.Saves {
-		if p.r.Saves[save.Operation] != nil || p.r.Disks != ready {
+		if p.r.Saves[save.Operation] != nil || p.r.Disks != ready || save.BeforeGone {
 			continue
 		}
 		if err := p.busy(ctx, savingDisk); err != nil {
@@ -29,18 +30,52 @@ func (p *pass) saveDisks(ctx context.Context) error {
 		} else {
 			result.Digest, result.Size, result.Format = done.Digest, done.Size, done.Format
 		}
-		err = p.note(ctx, "note disk saved", func(r *reached) {
-			if r.Saves == nil {
-				r.Saves = make(map[uint64]*saveResult)
-			}
-			r.Saves[save.Operation] = result
-		})
-		if err != nil {
+		if err := p.noteSaved(ctx, save, result); err != nil {
 			return err
 		}
-		p.showAgain()
 	}
 	return nil
+}
+
+// saveLast does the disk saves that come before the machine goes. One that fails is tried again with the next epoch, and the disks
+// stay until then.
+func (p *pass) saveLast(ctx context.Context) error {
+	for _, save := range p.want.Saves {
+		switch {
+		case !save.BeforeGone || p.r.Saves[save.Operation] != nil || p.r.Disks == noDisks || p.r.Disks == disksGone:
+			continue
+		case p.r.Disks != ready:
+			return fault.Errorf(fault.WrongState, "machine %d: disk %d is to be saved as %s, and is not on this host", p.vm(), save.Disk, save.Name)
+		}
+		if err := p.busy(ctx, savingDisk); err != nil {
+			return err
+		}
+		done, err := p.saveDisk(ctx, save)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			return fmt.Errorf("disk %d is not saved: %w", save.Disk, err)
+		}
+		if err := p.noteSaved(ctx, save, &saveResult{Digest: done.Digest, Size: done.Size, Format: done.Format}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// noteSaved keeps a result and shows it.
+func (p *pass) noteSaved(ctx context.Context, save *wire.SaveDisk, result *saveResult) error {
+	err := p.note(ctx, "note disk saved", func(r *reached) {
+		if r.Saves == nil {
+			r.Saves = make(map[uint64]*saveResult)
+		}
+		r.Saves[save.Operation] = result
+	})
+	if err == nil {
+		p.showAgain()
+	}
+	return err
 }
 
 // savedWay is a disk.Way that can tell what a save gave whose end was not recorded.

@@ -76,7 +76,9 @@ type ClonedFrom struct {
 }
 
 // Depends reports whether the image may be a clone that needs its parent's object.
-func (i *Image) Depends() bool { return i.ClonedFrom != nil && i.ClonedFrom.Kind != "" && i.ClonedFrom.Kind != "copy" }
+func (i *Image) Depends() bool {
+	return i.ClonedFrom != nil && i.ClonedFrom.Kind != "" && i.ClonedFrom.Kind != "copy"
+}
 
 // Tree reports whether the image is an archive or file system that containers run from.
 func (i *Image) Tree() bool {

@@ -119,6 +119,8 @@ type SaveDisk struct {
 	Disk      int    `json:"disk"`
 	ImageID   int    `json:"image_id"`
 	Size      int64  `json:"size,omitempty"` // of the disk as the machine sees it
+	// BeforeGone has it done when the machine is terminated, before its disks go, which stay when it fails.
+	BeforeGone bool `json:"before_gone,omitempty"`
 }
 
 // Timing is when a machine last reached the stages of a deployment. The host's moments are by its clock.
@@ -157,6 +159,7 @@ type Disk struct {
 	Mode        string `json:"cache_mode,omitempty"`
 	CacheSize   int64  `json:"cache_size,omitempty"` // bytes; 0: as the image
 	Preload     int64  `json:"preload,omitempty"`    // bytes; PreloadAuto: by the boot profile
+	SaveAs      string `json:"save_as,omitempty"`    // name of the image it is saved as when the machine is terminated
 	Released    bool   `json:"released,omitempty"`   // the persistent image was taken from the machine: see image release
 }
 

@@ -967,8 +967,9 @@ type SaveDisk struct {
 	Operation     uint64                 `protobuf:"varint,1,opt,name=operation,proto3" json:"operation,omitempty"`
 	Disk          int32                  `protobuf:"varint,2,opt,name=disk,proto3" json:"disk,omitempty"`
 	Repository    *Repository            `protobuf:"bytes,3,opt,name=repository,proto3" json:"repository,omitempty"`
-	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`     // object to make
-	Format        string                 `protobuf:"bytes,5,opt,name=format,proto3" json:"format,omitempty"` // "" as the disk
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`                                // object to make
+	Format        string                 `protobuf:"bytes,5,opt,name=format,proto3" json:"format,omitempty"`                            // "" as the disk
+	BeforeGone    bool                   `protobuf:"varint,6,opt,name=before_gone,json=beforeGone,proto3" json:"before_gone,omitempty"` // only with GOAL_GONE: once the machine is off, and nothing of it goes before it has worked
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1036,6 +1037,13 @@ func (x *SaveDisk) GetFormat() string {
 		return x.Format
 	}
 	return ""
+}
+
+func (x *SaveDisk) GetBeforeGone() bool {
+	if x != nil {
+		return x.BeforeGone
+	}
+	return false
 }
 
 type Machine struct {
@@ -2853,7 +2861,7 @@ const file_fleet_proto_rawDesc = "" +
 	"\vreboot_hard\x18\v \x01(\bR\n" +
 	"rebootHard\x12/\n" +
 	"\x05saves\x18\f \x03(\v2\x19.hayloft.wire.v1.SaveDiskR\x05saves\x123\n" +
-	"\x06system\x18\r \x01(\v2\x1b.hayloft.wire.v1.RepositoryR\x06system\"\xa5\x01\n" +
+	"\x06system\x18\r \x01(\v2\x1b.hayloft.wire.v1.RepositoryR\x06system\"\xc6\x01\n" +
 	"\bSaveDisk\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\x04R\toperation\x12\x12\n" +
 	"\x04disk\x18\x02 \x01(\x05R\x04disk\x12;\n" +
@@ -2861,7 +2869,9 @@ const file_fleet_proto_rawDesc = "" +
 	"repository\x18\x03 \x01(\v2\x1b.hayloft.wire.v1.RepositoryR\n" +
 	"repository\x12\x12\n" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12\x16\n" +
-	"\x06format\x18\x05 \x01(\tR\x06format\"\xcc\x05\n" +
+	"\x06format\x18\x05 \x01(\tR\x06format\x12\x1f\n" +
+	"\vbefore_gone\x18\x06 \x01(\bR\n" +
+	"beforeGone\"\xcc\x05\n" +
 	"\aMachine\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x1e\n" +

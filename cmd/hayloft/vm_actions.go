@@ -210,27 +210,48 @@ func newVMResizeCommand(a *app) *cobra.Command {
 }
 
 func newVMSaveAsCommand(a *app) *cobra.Command {
-	wait := false
-	cmd := one("disk-saveas VM DISK NAME", "Save a machine's disk as a new image", "hayloft vm disk-saveas web-1 0 web-with-data --wait",
-		a.remote(func(ctx context.Context, c *client.Client, args []string) error {
-			id, err := machine(ctx, c, args[0])
-			if err != nil {
-				return err
-			}
-			disk, err := strconv.Atoi(args[1])
-			if err != nil || disk < 0 {
-				return fault.Errorf(fault.Invalid, "disk %q: want its id, as vm show tells it", args[1])
-			}
-			image, err := c.SaveAs(ctx, id, disk, args[2])
-			if err != nil {
-				return err
-			}
-			if err := a.created(cloud.KindImage, image); err != nil || !wait {
-				return err
-			}
-			return a.waitImage(ctx, c, image)
-		}))
-	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the image is ready")
+	wait, whenDone, cancel := false, false, false
+	cmd := one("disk-saveas VM DISK [NAME]", "Save a machine's disk as a new image",
+		"hayloft vm disk-saveas web-1 0 web-with-data --wait\n  hayloft vm disk-saveas job-7 1 results --when-done", nil)
+	cmd.Long = `Save a machine's disk as a new image.
+
+Only what the machine changed is moved where the image's datastore can clone. With --when-done it is saved when the machine
+is terminated, before its disks go (SAVE_AS in the template's DISK says the same); if that fails, the disks stay and the
+machine is EPILOG_FAILURE: vm recover --retry saves again, vm recover --success gives the save up.`
+	cmd.RunE = a.remote(func(ctx context.Context, c *client.Client, args []string) error {
+		switch {
+		case cancel == (len(args) == 3):
+			return usageError(cmd, "want NAME, or --cancel")
+		case wait && (whenDone || cancel):
+			return usageError(cmd, "there is nothing to wait for")
+		}
+		id, err := machine(ctx, c, args[0])
+		if err != nil {
+			return err
+		}
+		disk, err := strconv.Atoi(args[1])
+		if err != nil || disk < 0 {
+			return fault.Errorf(fault.Invalid, "disk %q: want its id, as vm show tells it", args[1])
+		}
+		switch {
+		case cancel:
+			return c.SaveWhenDone(ctx, id, disk, "")
+		case whenDone:
+			return c.SaveWhenDone(ctx, id, disk, args[2])
+		}
+		image, err := c.SaveAs(ctx, id, disk, args[2])
+		if err != nil {
+			return err
+		}
+		if err := a.created(cloud.KindImage, image); err != nil || !wait {
+			return err
+		}
+		return a.waitImage(ctx, c, image)
+	})
+	flags := cmd.Flags()
+	flags.BoolVar(&wait, "wait", false, "wait until the image is ready")
+	flags.BoolVar(&whenDone, "when-done", false, "when the machine is terminated, before its disks go")
+	flags.BoolVar(&cancel, "cancel", false, "not when the machine is terminated, after all")
 	cmd.ValidArgsFunction = a.complete(cloud.KindVM, false)
 	return cmd
 }

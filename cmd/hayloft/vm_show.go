@@ -123,6 +123,11 @@ func showDisks(p *page, vm *api.VM) {
 			column[cloud.Disk]{title: "UNDRAINED", right: true, cell: func(d *cloud.Disk) string { return undrainedText(vm, d) }})
 	}
 	rows(p, vm.Disks, append(columns, column[cloud.Disk]{title: "KIND", cell: diskKind})...)
+	for _, d := range vm.Disks {
+		if d.SaveAs != "" {
+			p.field(fmt.Sprintf("DISK %d", d.ID), "is saved as "+d.SaveAs+" when the machine is terminated")
+		}
+	}
 	for _, c := range vm.Caches {
 		if c.Error != "" {
 			p.painted(fmt.Sprintf("DISK %d CACHE", c.Disk), c.Error, red)

@@ -229,7 +229,8 @@ type Resize struct {
 
 // SaveAs saves a disk as a new image.
 type SaveAs struct {
-	Name string `json:"name"`
+	Name     string `json:"name"`
+	WhenDone bool   `json:"when_done,omitempty"` // when the machine is terminated; Created has no image then. Without Name: not any more
 }
 
 // DiskCache changes how a disk is cached; empty keeps.

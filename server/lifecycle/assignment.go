@@ -49,7 +49,7 @@ func Assignment(vm *cloud.VM, c Catalog) (*wire.Assignment, error) {
 			return nil, err
 		}
 		a.Saves = append(a.Saves, &wire.SaveDisk{Operation: save.Operation, Disk: int32(save.Disk), Repository: repository,
-			Name: image.Source})
+			Name: image.Source, BeforeGone: save.BeforeGone})
 	}
 	return a, nil
 }

@@ -181,7 +181,7 @@ func (m *importers) content(ctx context.Context, img cloud.Image) (info image.In
 // abandoned reports whether no machine has the order any more to save a disk as this image.
 func (m *importers) abandoned(img cloud.Image) bool {
 	vm, err := m.c.inv.VM(img.SavedFrom.VM)
-	return err != nil || !slices.ContainsFunc(vm.Orders.Saves, func(s cloud.SaveDisk) bool { return s.Operation == img.SavedFrom.Operation })
+	return err != nil || vm.State == cloud.StateDone || !slices.ContainsFunc(vm.Orders.Saves, func(s cloud.SaveDisk) bool { return s.Operation == img.SavedFrom.Operation })
 }
 
 func (m *importers) abandon(ctx context.Context, img cloud.Image) error {

@@ -54,9 +54,13 @@ func (o *Operations) disk(id int, v template.Vector, vm *cloud.VM) (cloud.Disk, 
 	if err != nil {
 		return d, err
 	}
+	d.SaveAs, _ = v.Get("SAVE_AS")
 	name, named := v.Get("IMAGE")
 	if !hasID && !named {
-		return volatile(d, v, sized)
+		if d, err = volatile(d, v, sized); err == nil {
+			err = checkSaveAs(&d)
+		}
+		return d, err
 	}
 	return o.imageDisk(d, own, reference{imageID, hasID, name}, sized, vm)
 }
@@ -100,6 +104,9 @@ func (o *Operations) imageDisk(d cloud.Disk, own caching, r reference, sized boo
 	d.Persistent = img.Persistent
 	d.CDROM = img.Type == cloud.ImageTypeCDROM
 	d.ReadOnly = d.ReadOnly || d.CDROM
+	if err := checkSaveAs(&d); err != nil {
+		return d, err
+	}
 	if d.Target == "" {
 		d.Target, _ = img.Template.Get("DEV_PREFIX")
 	}

@@ -23,6 +23,11 @@ func (o *Operations) Action(ctx context.Context, id int, name string) error {
 	if !slices.Contains(actions, event) {
 		return fault.Errorf(fault.Invalid, "Action %q is not supported", name)
 	}
+	if event == cloud.EventTerminate || event == cloud.EventTerminateHard {
+		if err := o.beforeTermination(ctx, id); err != nil {
+			return err
+		}
+	}
 	return o.change(ctx, id, name, func(vm *cloud.VM) error {
 		if vm.Hypervisor == "lxc" && vm.State == cloud.StateActive && (event == cloud.EventSuspend || event == cloud.EventStop) {
 			return fault.Errorf(fault.Unsupported, "the memory of containers cannot be saved; poweroff and undeploy keep their disks")
@@ -223,19 +228,7 @@ func (o *Operations) SaveAs(ctx context.Context, id, diskID int, name string) (i
 		return 0, fault.Errorf(fault.WrongState, "Error performing action %q: vm %d: its disks are on no host; This action is not available for state %v",
 			"disk-saveas", id, vm.Phase())
 	}
-	img := cloud.Image{Name: name, Type: cloud.ImageTypeOS, State: cloud.ImageStateLocked, DatastoreID: cloud.DefaultDatastore,
-		RegTime: o.Now().Unix(), SavedFrom: &cloud.SavedFrom{VM: id, Disk: diskID}}
-	if source, err := o.Inv.Image(d.ImageID); err == nil {
-		img.Type = source.Type
-		if ds, err := o.Inv.Datastore(source.DatastoreID); err == nil {
-			if driver, err := cloud.LookupDatastoreDriver(ds.Driver); err == nil && !driver.ReadOnly {
-				img.DatastoreID = source.DatastoreID
-			}
-		}
-		if prefix, ok := source.Template.Get("DEV_PREFIX"); ok {
-			img.Template.Set("DEV_PREFIX", prefix)
-		}
-	}
+	img := o.savedImage(&vm, &d, name)
 	return o.newImage(ctx, img, func(image int) ([]store.Cond, []store.Op, error) {
 		vm, revision, err := o.Inv.VMs.Get(ctx, id)
 		if err != nil {

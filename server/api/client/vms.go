@@ -58,6 +58,11 @@ func (c *Client) SaveAs(ctx context.Context, id, disk int, name string) (int, er
 	return answer.ID, err
 }
 
+// SaveWhenDone has a disk saved as a new image when its machine is terminated; name "" takes that back.
+func (c *Client) SaveWhenDone(ctx context.Context, id, disk int, name string) error {
+	return c.vm(ctx, id, "/disks/"+strconv.Itoa(disk)+"/saveas", api.SaveAs{Name: name, WhenDone: true}, nil)
+}
+
 // SetDiskCache changes how a disk of a machine that is off is cached, from its next start on.
 func (c *Client) SetDiskCache(ctx context.Context, id, disk int, change api.DiskCache) error {
 	return c.vm(ctx, id, "/disks/"+strconv.Itoa(disk)+"/cache", change, nil)

@@ -99,6 +99,9 @@ func (s *Server) saveAs(r *http.Request, id int) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if body.WhenDone {
+		return api.Created{ID: -1}, s.Ops.SaveWhenDone(r.Context(), id, disk, body.Name)
+	}
 	image, err := s.Ops.SaveAs(r.Context(), id, disk, body.Name)
 	return api.Created{ID: image}, err
 }
