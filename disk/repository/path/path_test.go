@@ -10,7 +10,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"hayloft/cloud/fault"
@@ -19,8 +18,6 @@ import (
 	"hayloft/disk/repository/repositorytest"
 	"hayloft/lab/labtest"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func open(t *testing.T, dir string) *Repository {
 	t.Helper()

@@ -123,8 +123,14 @@ func lockName(root *os.Root, name string) (*os.File, error) {
 	}
 }
 
+// unlockName lets the name go. The lock is taken once more for that: a server that missed this host for long gives it to
+// another one, and then the file is that one's.
 func unlockName(root *os.Root, name string, lock *os.File) error {
-	return errors.Join(removeOwn(root, hidden(name, ".lock"), lock), lock.Close())
+	var err error
+	if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		err = removeOwn(root, hidden(name, ".lock"), lock)
+	}
+	return errors.Join(err, lock.Close())
 }
 
 // removeOwn removes name when it is the file that is open: after a long absence it may be that of another host.
