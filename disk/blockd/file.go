@@ -12,8 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"hayloft/cloud/fault"
 	"hayloft/disk/export"
 	"hayloft/disk/export/fuse"
@@ -118,7 +116,7 @@ func (f *files) add(e Export, d export.Device) (path string, err error) {
 	if w, ok := d.(whole); ok && d.ReadOnly() {
 		o.Passthrough = w.wholeFile
 	}
-	p := &pausable{device: d}
+	p := newPausable(d)
 	if path, err = system.Add(e.Name, p, o); err != nil {
 		return "", err
 	}
@@ -247,7 +245,7 @@ func (l loops) Present(e Export, d export.Device) (_ Presented, err error) {
 	p.detach = func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), presentLimit)
 		defer cancel()
-		return loop.Detach(ctx, p.device, tag)
+		return loop.Detach(ctx, p.device, path, tag)
 	}
 	if err := link(p.device, e.Path); err != nil {
 		return nil, errors.Join(err, p.Close())
@@ -259,28 +257,16 @@ func (l loops) Present(e Export, d export.Device) (_ Presented, err error) {
 func (l loops) attach(path, tag string, readOnly bool) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), presentLimit)
 	defer cancel()
-	former, err := loop.FindOn(path, tag)
+	former, err := loop.Find(path, tag)
 	if err == nil {
-		if below(former, path) {
+		if loop.StandsOn(former, path) {
 			return former, nil
 		}
-		if err := loop.Detach(ctx, former, tag); err != nil {
+		if err := loop.Detach(ctx, former, path, tag); err != nil {
 			return "", fmt.Errorf("device of before, which has nothing below it: %w", err)
 		}
 	} else if !fault.Is(err, fault.NotFound) {
 		return "", err
 	}
 	return loop.Attach(ctx, path, loop.Options{Tag: tag, ReadOnly: readOnly, DirectIO: true})
-}
-
-// below reports whether a loop device stands on the file at path.
-func below(device, path string) bool {
-	f, err := os.Open(device)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
-	var st unix.Stat_t
-	return err == nil && unix.Stat(path, &st) == nil && info.Device == st.Dev && info.Inode == st.Ino
 }

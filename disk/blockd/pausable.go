@@ -7,50 +7,62 @@ import (
 	"hayloft/disk/export"
 )
 
-// pausable is a device that can be taken from those who use it, without an error for them: after pause, requests
-// wait for ever. The process ends then, and its successor gets them.
+// pausable is a device that can be taken from those who use it, without an error for them: pause ends requests under
+// way, and these and all later ones wait for ever. The process ends then, and its successor gets them.
 type pausable struct {
 	device export.Device
-	mu     sync.RWMutex
+	ended  context.Context // by pause
+	end    context.CancelFunc
+	mu     sync.RWMutex // held for writing from pause on
 }
 
-func (p *pausable) pause() { p.mu.Lock() }
+func newPausable(d export.Device) *pausable {
+	p := &pausable{device: d}
+	p.ended, p.end = context.WithCancel(context.Background())
+	return p
+}
+
+func (p *pausable) pause() {
+	p.end()
+	p.mu.Lock()
+}
+
+// do does not return an error that pause made.
+func (p *pausable) do(ctx context.Context, f func(context.Context) error) error {
+	p.mu.RLock()
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(p.ended, cancel)
+	err := f(ctx)
+	stop()
+	cancel()
+	p.mu.RUnlock()
+	if err != nil && p.ended.Err() != nil {
+		select {}
+	}
+	return err
+}
 
 func (p *pausable) Size() int64    { return p.device.Size() }
 func (p *pausable) ReadOnly() bool { return p.device.ReadOnly() }
 
 func (p *pausable) ReadAt(ctx context.Context, b []byte, offset int64) error {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	return p.device.ReadAt(ctx, b, offset)
+	return p.do(ctx, func(ctx context.Context) error { return p.device.ReadAt(ctx, b, offset) })
 }
 
 func (p *pausable) WriteAt(ctx context.Context, b []byte, offset int64, fua bool) error {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	return p.device.WriteAt(ctx, b, offset, fua)
+	return p.do(ctx, func(ctx context.Context) error { return p.device.WriteAt(ctx, b, offset, fua) })
 }
 
-func (p *pausable) Flush(ctx context.Context) error {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	return p.device.Flush(ctx)
-}
+func (p *pausable) Flush(ctx context.Context) error { return p.do(ctx, p.device.Flush) }
 
 func (p *pausable) Zero(ctx context.Context, offset, length int64, z export.ZeroFlags) error {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	return p.device.Zero(ctx, offset, length, z)
+	return p.do(ctx, func(ctx context.Context) error { return p.device.Zero(ctx, offset, length, z) })
 }
 
 func (p *pausable) Prefetch(ctx context.Context, offset, length int64) error {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	return p.device.Prefetch(ctx, offset, length)
+	return p.do(ctx, func(ctx context.Context) error { return p.device.Prefetch(ctx, offset, length) })
 }
 
 func (p *pausable) Extents(ctx context.Context, offset, length int64, yield func(export.Extent) bool) error {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	return p.device.Extents(ctx, offset, length, yield)
+	return p.do(ctx, func(ctx context.Context) error { return p.device.Extents(ctx, offset, length, yield) })
 }

@@ -25,7 +25,7 @@ func TestSoak(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	o := options{binary: filepath.Join(dir, "hayloft"), dir: dir, time: 20 * time.Second, seed: uint64(time.Now().UnixNano()) % 1e9, bases: 4, disks: 4} // files and block devices: make soak
+	o := options{binary: filepath.Join(dir, "hayloft"), dir: dir, time: 20 * time.Second, seed: uint64(time.Now().UnixNano()) % 1e9, bases: 4, disks: 4, files: true}
 	build := exec.Command("go", "build", "-o", o.binary, "./cmd/hayloft")
 	build.Dir = "../.."
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")

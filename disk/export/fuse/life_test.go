@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -272,7 +273,7 @@ func TestStaysInNamespace(t *testing.T) {
 	}
 	defer f.Close()
 	theirs, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(child.Process.Pid), "mountinfo"))
-	if err != nil || strings.Contains(string(theirs), typeName) || !strings.Contains(string(theirs), shared) {
+	if err != nil || regexp.MustCompile(regexp.QuoteMeta(shared)+".* - "+typeName).Match(theirs) || !strings.Contains(string(theirs), shared) {
 		t.Errorf("%v\n%s", err, theirs)
 	}
 	if _, err := os.ReadFile(add(t, f, "a", newRAM(10), Options{})); err != nil {

@@ -96,7 +96,7 @@ func TestTakeOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer loop.Detach(context.Background(), device, tag)
+	defer loop.Detach(context.Background(), device, path, tag)
 	if _, err := Mount(t.Context(), Config{Dir: dir, State: state}); !fault.Is(err, fault.Busy) {
 		t.Errorf("while the other process lives: %v", err)
 	}
@@ -129,6 +129,21 @@ func TestTakeOver(t *testing.T) {
 	case err := <-meanwhile:
 		t.Errorf("answered by nobody: %v", err)
 	case <-time.After(50 * time.Millisecond):
+	}
+	// Whoever looks for a device of their own does not ask this one, which could not tell its name now.
+	time.Sleep(1100 * time.Millisecond) // attributes are good for a second
+	listed := make(chan error, 1)
+	go func() {
+		_, err := loop.List(filepath.Dir(state))
+		listed <- err
+	}()
+	select {
+	case err := <-listed:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("who lists other devices waits too")
 	}
 
 	f, err := Mount(t.Context(), Config{Dir: dir, State: state})
@@ -169,7 +184,7 @@ func TestTakeOver(t *testing.T) {
 		t.Error(err)
 	}
 	block.Close()
-	if err := loop.Detach(t.Context(), device, tag); err != nil {
+	if err := loop.Detach(t.Context(), device, path, tag); err != nil {
 		t.Error(err)
 	}
 	holder := f.base.Holder

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"hayloft/disk/export"
 	"hayloft/disk/export/fuse"
@@ -137,7 +138,7 @@ func TestFileSystem(t *testing.T) {
 				t.Errorf("fstrim gave back %d bytes, %d flushes", after-trimmed, flushes)
 			}
 			run(t, "e2fsck", "-fn", device)
-			if err := Detach(t.Context(), device, o.Tag); err != nil {
+			if err := Detach(t.Context(), device, path, o.Tag); err != nil {
 				t.Fatal(err)
 			}
 			run(t, "e2fsck", "-fn", path) // all of it is in the device
@@ -156,19 +157,30 @@ func TestFio(t *testing.T) {
 		"--size=16m", "--fsync=32", "--verify=crc32c", "--verify_fatal=1", "--randseed=7")
 }
 
-// TestDeviceOfDeadFile: a device whose file is gone gives errors and can be detached.
+// TestDeviceOfDeadFile: a device whose file is gone gives errors and can be detached, also when the kernel remembers
+// nothing of the file and the device cannot tell its name.
 func TestDeviceOfDeadFile(t *testing.T) {
 	labtest.Root(t, "dd")
-	_, f, path := exported(t)
-	device := attached(t, path, Options{Tag: tagOf(t, 1)})
-	run(t, "dd", "if=/dev/zero", "of="+device, "bs=64k", "count=4", "status=none")
-	if err := f.Close(); err != nil {
-		t.Error(err)
-	}
-	if out, err := exec.CommandContext(t.Context(), "dd", "if="+device, "of=/dev/null", "bs=4k", "count=1", "skip=5000", "iflag=direct").CombinedOutput(); err == nil {
-		t.Errorf("read: %s", out)
-	}
-	if err := Detach(t.Context(), device, tagOf(t, 1)); err != nil {
-		t.Error(err)
+	for name, after := range map[string]time.Duration{"at once": 0, "later": 1100 * time.Millisecond} { // attributes are good for a second
+		t.Run(name, func(t *testing.T) {
+			_, f, path := exported(t)
+			device := attached(t, path, Options{Tag: tagOf(t, 1)})
+			run(t, "dd", "if=/dev/zero", "of="+device, "bs=64k", "count=4", "status=none")
+			if err := f.Close(); err != nil {
+				t.Error(err)
+			}
+			if out, err := exec.CommandContext(t.Context(), "dd", "if="+device, "of=/dev/null", "bs=4k", "count=1", "skip=5000", "iflag=direct").CombinedOutput(); err == nil {
+				t.Errorf("read: %s", out)
+			}
+			time.Sleep(after)
+			if after > 0 {
+				if err := Detach(t.Context(), device, path+"-other", tagOf(t, 1)); err == nil {
+					t.Error("detached for another file")
+				}
+			}
+			if err := Detach(t.Context(), device, path, tagOf(t, 1)); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }

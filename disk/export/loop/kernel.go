@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hayloft/cloud/fault"
+	"hayloft/internal/apart"
 )
 
 const (
@@ -97,14 +98,24 @@ func configure(n, file int, o Options) error {
 	return unix.IoctlLoopConfigure(fd, &c)
 }
 
-// nameOf gives the name that a device was attached with; ENXIO when it is attached to nothing.
-func nameOf(n int) (string, error) {
-	fd, err := openNode(deviceDir, n, unix.O_RDONLY)
-	if err != nil {
-		return "", err
-	}
-	defer unix.Close(fd)
-	return nameOfOpen(fd)
+// nameOf gives the name that a device was attached with; ENXIO when it is attached to nothing. The file's file system
+// is asked for more, so the error may be its own.
+func nameOf(n int) (name string, err error) {
+	err = apart.Do(func() error {
+		fd, err := openNode(deviceDir, n, unix.O_RDONLY)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		name, err = nameOfOpen(fd)
+		return err
+	})
+	return name, err
+}
+
+// isDead says whether a file system has nobody any more who answers.
+func isDead(err error) bool {
+	return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
 }
 
 func nameOfOpen(fd int) (string, error) {
@@ -116,7 +127,7 @@ func nameOfOpen(fd int) (string, error) {
 }
 
 // clearDevice detaches a device with this tag. While it is open here it cannot become somebody else's.
-func clearDevice(n int, tag string) error {
+func clearDevice(n int, path, tag string) error {
 	fd, err := openNode(deviceDir, n, unix.O_RDONLY)
 	if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
 		return nil
@@ -129,17 +140,56 @@ func clearDevice(n int, tag string) error {
 	if errors.Is(err, unix.ENXIO) {
 		return nil
 	}
+	switch {
+	case isDead(err) && isOn(n, path):
+	case err != nil:
+		return err
+	case name != mark+tag:
+		return fault.Errorf(fault.WrongState, "belongs to %q", name)
+	}
+	return clearOpen(fd)
+}
+
+// release detaches a device, whatever its tag.
+func release(n int) error {
+	fd, err := openNode(deviceDir, n, unix.O_RDONLY)
+	if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	if name != mark+tag {
-		return fault.Errorf(fault.WrongState, "belongs to %q", name)
-	}
-	err = unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0)
+	defer unix.Close(fd)
+	return clearOpen(fd)
+}
+
+func clearOpen(fd int) error {
+	err := unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0)
 	if errors.Is(err, unix.ENXIO) {
 		return nil
 	}
 	return err
+}
+
+// standsOn is nil when a device is on the file that is at path.
+func standsOn(n int, path string) error {
+	fd, err := openNode(deviceDir, n, unix.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	info, err := unix.IoctlLoopGetStatus64(fd)
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return err
+	}
+	if info.Device != st.Dev || info.Inode != st.Ino {
+		return fault.Errorf(fault.WrongState, "%s is not on %s", devicePath(n), path)
+	}
+	return nil
 }
 
 // attachedNumbers gives the devices that are attached to something, by whomever.
@@ -164,10 +214,27 @@ func isAttached(n int) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// backingOf is the path of the file below a device, "" when there is none.
+// isOn reports whether a device is on the file at path, also when its file system was unmounted, which takes the
+// mount point from the name.
+func isOn(n int, path string) bool {
+	file := backingOf(n)
+	return file == path || file == "/"+filepath.Base(path)
+}
+
+// backingOf is the path of the file below a device, "" when there is none. It is for threads apart too.
 func backingOf(n int) string {
-	b, _ := os.ReadFile(filepath.Join(blockDir, "loop"+strconv.Itoa(n), "loop", "backing_file"))
-	return strings.TrimSuffix(string(b), "\n")
+	fd, err := openRetrying(filepath.Join(blockDir, "loop"+strconv.Itoa(n), "loop", "backing_file"), unix.O_RDONLY|unix.O_CLOEXEC)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	b := make([]byte, unix.PathMax)
+	for {
+		got, err := unix.Read(fd, b)
+		if !errors.Is(err, unix.EINTR) {
+			return strings.TrimSuffix(string(b[:max(got, 0)]), "\n")
+		}
+	}
 }
 
 // generationOf changes each time that a device is attached or detached; "" on kernels that do not tell.

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hayloft/cloud/fault"
+	"hayloft/internal/apart"
 )
 
 const (
@@ -60,13 +61,23 @@ func attach(ctx context.Context, path string, o Options) (string, error) {
 	if err := o.check(); err != nil {
 		return "", err
 	}
-	switch found, err := FindOn(path, o.Tag); {
+	switch found, err := Find(path, o.Tag); {
 	case err == nil:
 		return "", fault.Errorf(fault.Exists, "is %s already", found)
 	case !fault.Is(err, fault.NotFound):
 		return "", err
 	}
-	// Not by package os, which would have the runtime poll a file that this very process may serve.
+	device := ""
+	err := apart.Do(func() (err error) {
+		device, err = attachFree(ctx, path, o)
+		return err
+	})
+	return device, err
+}
+
+// attachFree does it. It waits for who serves the file, which may be this process.
+func attachFree(ctx context.Context, path string, o Options) (string, error) {
+	// Not by package os, which would have the runtime poll the file.
 	flags := unix.O_CLOEXEC | unix.O_NONBLOCK
 	if o.ReadOnly {
 		flags |= unix.O_RDONLY
@@ -127,9 +138,9 @@ func checkTag(tag string) error {
 	return nil
 }
 
-// Find gives the device of a tag; fault.NotFound when there is none.
-func Find(tag string) (string, error) {
-	all, err := List()
+// Find gives the device of a tag on the file at path, as the kernel names it; fault.NotFound when there is none.
+func Find(path, tag string) (string, error) {
+	all, err := list(func(file string) bool { return file == path })
 	if err != nil {
 		return "", err
 	}
@@ -138,69 +149,81 @@ func Find(tag string) (string, error) {
 			return a.Device, nil
 		}
 	}
-	return "", fault.Errorf(fault.NotFound, "loop device %q: there is none", tag)
-}
-
-// FindOn is Find among the devices on the file at path, as the kernel names it. Others are not asked anything: one
-// whose file system does not answer would not answer either.
-func FindOn(path, tag string) (string, error) {
-	numbers, err := attachedNumbers()
-	if err != nil {
-		return "", err
-	}
-	for _, n := range numbers {
-		if backingOf(n) != path {
-			continue
-		}
-		name, err := nameOf(n)
-		if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) { // detached meanwhile
-			continue
-		}
-		if err != nil {
-			return "", fmt.Errorf("%s: %w", devicePath(n), err)
-		}
-		if name == mark+tag {
-			return devicePath(n), nil
-		}
-	}
 	return "", fault.Errorf(fault.NotFound, "loop device %q on %s: there is none", tag, path)
 }
 
-// List gives all devices of ours, in the order of their numbers.
-func List() ([]Attached, error) {
+// List gives all devices of ours on files below a directory, in the order of their numbers.
+func List(dir string) ([]Attached, error) {
+	return list(func(file string) bool { return isBelow(dir, file) })
+}
+
+func isBelow(dir, file string) bool {
+	return strings.HasPrefix(file, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// list asks only devices on wanted files: to tell its name, a device asks the file system of its file, and one of
+// somebody else's may never answer.
+func list(wanted func(file string) bool) ([]Attached, error) {
 	numbers, err := attachedNumbers()
 	if err != nil {
 		return nil, err
 	}
 	sort.Ints(numbers)
-	var list []Attached
+	var all []Attached
 	for _, n := range numbers {
+		if !wanted(backingOf(n)) {
+			continue
+		}
 		name, err := nameOf(n)
-		if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) || // detached meanwhile
-			errors.Is(err, unix.ENOTCONN) { // on a file whose file system is dead, which cannot tell
+		if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) || isDead(err) { // detached meanwhile, or on nothing
 			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", devicePath(n), err)
 		}
 		if tag, ok := strings.CutPrefix(name, mark); ok {
-			list = append(list, Attached{Device: devicePath(n), Tag: tag})
+			all = append(all, Attached{Device: devicePath(n), Tag: tag})
 		}
 	}
-	return list, nil
+	return all, nil
+}
+
+// StandsOn reports whether a device is on the file that is at path now, not one that was there before.
+func StandsOn(device, path string) bool {
+	n, err := numberOf(device)
+	return err == nil && apart.Do(func() error { return standsOn(n, path) }) == nil
+}
+
+// ReleaseDead detaches all devices on files below a directory, whoever attached them: for one whose file system is
+// dead, so that they give nothing but errors and cannot even tell their names.
+func ReleaseDead(dir string) error {
+	numbers, err := attachedNumbers()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, n := range numbers {
+		if !isBelow(dir, backingOf(n)) {
+			continue
+		}
+		if err := apart.Do(func() error { return release(n) }); err != nil {
+			errs = append(errs, fmt.Errorf("%s, whose file is dead: %w", devicePath(n), err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Detach frees a device when it has this tag, and waits until it is free; it does nothing when it is attached to
-// nothing. Errors: fault.WrongState when it has another tag or none of ours, fault.Busy when somebody has it open for
+// nothing. One on a file of a dead file system cannot tell its tag: it is freed when it is on that at path. Errors: fault.WrongState when it has another tag or none of ours, fault.Busy when somebody has it open for
 // longer than ctx and 10 seconds allow: it is freed then by the last who closes it.
-func Detach(ctx context.Context, device, tag string) error {
-	if err := detach(ctx, device, tag); err != nil {
+func Detach(ctx context.Context, device, path, tag string) error {
+	if err := detach(ctx, device, path, tag); err != nil {
 		return fmt.Errorf("loop device %s (%q): %w", device, tag, err)
 	}
 	return nil
 }
 
-func detach(ctx context.Context, device, tag string) error {
+func detach(ctx context.Context, device, path, tag string) error {
 	if err := checkTag(tag); err != nil {
 		return err
 	}
@@ -215,7 +238,7 @@ func detach(ctx context.Context, device, tag string) error {
 	defer cancel()
 	generation := generationOf(n)
 	done := make(chan error, 1)
-	go func() { done <- clearDevice(n, tag) }() // the kernel may have to write what the device's page cache has
+	go func() { done <- apart.Do(func() error { return clearDevice(n, path, tag) }) }() // the kernel may have to write what the device's page cache has
 	select {
 	case err := <-done:
 		if err != nil {

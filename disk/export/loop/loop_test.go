@@ -45,7 +45,7 @@ func attached(t *testing.T, path string, o Options) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := Detach(context.Background(), device, o.Tag); err != nil && !fault.Is(err, fault.WrongState) {
+		if err := Detach(context.Background(), device, path, o.Tag); err != nil && !fault.Is(err, fault.WrongState) {
 			t.Error(err)
 		}
 	})
@@ -56,7 +56,7 @@ func TestAttach(t *testing.T) {
 	labtest.Root(t)
 	path, tag := makeFile(t, 1<<20+100), tagOf(t, 1)
 	device := attached(t, path, Options{Tag: tag})
-	if found, err := Find(tag); err != nil || found != device {
+	if found, err := Find(path, tag); err != nil || found != device {
 		t.Error(found, err)
 	}
 	if _, err := Attach(t.Context(), path, Options{Tag: tag}); !fault.Is(err, fault.Exists) || !strings.Contains(err.Error(), device) {
@@ -81,19 +81,19 @@ func TestAttach(t *testing.T) {
 		t.Error(err, "not in the file")
 	}
 	file.Close()
-	if err := Detach(t.Context(), device, tagOf(t, 2)); !fault.Is(err, fault.WrongState) || !strings.Contains(err.Error(), tag) {
+	if err := Detach(t.Context(), device, path, tagOf(t, 2)); !fault.Is(err, fault.WrongState) || !strings.Contains(err.Error(), tag) {
 		t.Errorf("another's tag: %v", err)
 	}
-	if err := Detach(t.Context(), device, tag); err != nil {
+	if err := Detach(t.Context(), device, path, tag); err != nil {
 		t.Fatal(err)
 	}
 	if n, _ := numberOf(device); isAttached(n) {
 		t.Error("still attached")
 	}
-	if err := Detach(t.Context(), device, tag); err != nil {
+	if err := Detach(t.Context(), device, path, tag); err != nil {
 		t.Errorf("again: %v", err)
 	}
-	if _, err := Find(tag); !fault.Is(err, fault.NotFound) {
+	if _, err := Find(path, tag); !fault.Is(err, fault.NotFound) {
 		t.Error(err)
 	}
 }
@@ -126,14 +126,14 @@ func TestOptions(t *testing.T) {
 	}
 	longest := strings.Repeat("y", maxTag)
 	device := attached(t, path, Options{Tag: longest, ReadOnly: true})
-	if found, err := Find(longest); err != nil || found != device {
+	if found, err := Find(path, longest); err != nil || found != device {
 		t.Errorf("the longest tag: %s, %v", found, err)
 	}
 }
 
 func TestBadFiles(t *testing.T) {
 	labtest.Root(t)
-	before, err := List()
+	before, err := List("/")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,17 +147,18 @@ func TestBadFiles(t *testing.T) {
 		}
 	}
 	for _, device := range []string{"", "/dev/sda", "/dev/loop", "/dev/loop-1", "/dev/loop01", "/dev/loop9999999", "/dev/loop0/../sda", "loop0"} {
-		if err := Detach(t.Context(), device, "a"); !fault.Is(err, fault.Invalid) {
+		if err := Detach(t.Context(), device, "/a", "a"); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%q: %v", device, err)
 		}
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if device, err := Attach(ended, makeFile(t, 4096), Options{Tag: tagOf(t, 1)}); err == nil {
-		Detach(t.Context(), device, tagOf(t, 1))
+	path := makeFile(t, 4096)
+	if device, err := Attach(ended, path, Options{Tag: tagOf(t, 1)}); err == nil {
+		Detach(t.Context(), device, path, tagOf(t, 1))
 		t.Error("attached though the context had ended")
 	}
-	if after, err := List(); err != nil || len(after) != len(before) {
+	if after, err := List("/"); err != nil || len(after) != len(before) {
 		t.Errorf("%v, %v before", after, before)
 	}
 }
@@ -172,13 +173,13 @@ func TestOthersStay(t *testing.T) {
 	}
 	theirs := strings.TrimSpace(string(out))
 	defer exec.Command("losetup", "--detach", theirs).Run()
-	if err := Detach(t.Context(), theirs, tagOf(t, 1)); !fault.Is(err, fault.WrongState) {
+	if err := Detach(t.Context(), theirs, path, tagOf(t, 1)); !fault.Is(err, fault.WrongState) {
 		t.Error(err)
 	}
 	if n, _ := numberOf(theirs); !isAttached(n) {
 		t.Error("it was detached")
 	}
-	all, err := List()
+	all, err := List(filepath.Dir(path))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +209,7 @@ func TestManyAtOnce(t *testing.T) {
 	distinct := map[string]bool{}
 	for i, device := range devices {
 		distinct[device] = true
-		if found, err := Find(tagOf(t, i)); err != nil || found != device {
+		if found, err := Find(path, tagOf(t, i)); err != nil || found != device {
 			t.Error(i, found, err)
 		}
 	}
@@ -217,13 +218,13 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	for i, device := range devices {
 		group.Go(func() {
-			if err := Detach(t.Context(), device, tagOf(t, i)); err != nil {
+			if err := Detach(t.Context(), device, path, tagOf(t, i)); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	group.Wait()
-	if all, err := List(); err != nil || strings.Contains(fmt.Sprint(all), fmt.Sprintf("test-%d-", os.Getpid())) {
+	if all, err := List(filepath.Dir(path)); err != nil || len(all) != 0 {
 		t.Errorf("%v, %v", all, err)
 	}
 }
@@ -232,7 +233,8 @@ func TestManyAtOnce(t *testing.T) {
 func TestInUse(t *testing.T) {
 	labtest.Root(t)
 	tag := tagOf(t, 1)
-	device := attached(t, makeFile(t, 1<<20), Options{Tag: tag})
+	path := makeFile(t, 1<<20)
+	device := attached(t, path, Options{Tag: tag})
 	file, err := os.Open(device)
 	if err != nil {
 		t.Fatal(err)
@@ -240,11 +242,11 @@ func TestInUse(t *testing.T) {
 	defer file.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := Detach(ctx, device, tag); !fault.Is(err, fault.Busy) {
+	if err := Detach(ctx, device, path, tag); !fault.Is(err, fault.Busy) {
 		t.Fatal(err)
 	}
 	done := make(chan error)
-	go func() { done <- Detach(t.Context(), device, tag) }()
+	go func() { done <- Detach(t.Context(), device, path, tag) }()
 	file.Close()
 	if err := <-done; err != nil {
 		t.Error(err)
