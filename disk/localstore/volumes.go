@@ -27,7 +27,8 @@ type Volumes interface {
 	// Snapshot makes a copy-on-write volume with the content of another one of this store, which does not depend on it from then on
 	// or keeps it from being unprovisioned. fault.Unsupported where there is none (thick volumes, files without reflinks).
 	Snapshot(ctx context.Context, of string, v VolumeSpec) (Volume, error)
-	// Rename gives a volume its final name in one step, for what must be whole when it has that; fault.Exists.
+	// Rename gives a volume its final name in one step, for what must be whole when it has that; fault.Exists when both names
+	// are there. Where only the new one is, it was renamed before, and is returned.
 	Rename(ctx context.Context, from, to string) (Volume, error)
 	// Unprovision removes a volume and returns its space; no error when there is none. fault.Busy when it is open.
 	Unprovision(ctx context.Context, name string) error
@@ -44,8 +45,12 @@ type Volumes interface {
 type VolumeSpec struct {
 	Name string
 	Size int64 // bytes; rounded up to what the driver can
-	// UID and GID own the device or file: mode 0600.
+	// UID and GID own the device or file: mode 0600. They are remembered, for Find after a reboot.
 	UID, GID int
+	// Raw is for who writes every byte up to Size, zeros too, before anybody else sees the volume, and then gives it its
+	// final name by Rename, which makes it whole. Until then it may read as anything (its end beyond Size as zeros),
+	// Snapshot refuses it (fault.WrongState), and Provision without Raw makes it anew.
+	Raw bool
 }
 
 // Volume is one that is there.
@@ -55,4 +60,8 @@ type Volume struct {
 	Block bool   // a block device, else a file
 	Size  int64  // bytes, as provisioned
 	Taken int64  // bytes of the store that it takes up now; thick: Size
+	Raw   bool   // provisioned as Raw and not renamed since
+	// Zeros says that all of it reads as zeros for sure: the call that returns it has made it just now. A copy onto it may
+	// skip zeros.
+	Zeros bool
 }
