@@ -75,6 +75,7 @@ type Prepared struct {
 type Progress struct {
 	Step        string // "base tiny", "overlay", ...
 	Done, Total int64  // bytes; Total 0 when unknown
+	Rate        int64  // bytes a second of late; 0 when unknown
 }
 
 // Capacity of the local store, in bytes. LS_MAX already applied.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"hayloft/cloud/fault"
@@ -300,6 +301,30 @@ func (w *Way) Bases(ctx context.Context) ([]disk.Base, error) {
 		}
 		list = append(list, d)
 	}
+	return w.withVolumes(ctx, list)
+}
+
+// withVolumes adds images that are here in volumes. They are not called complete: only disks of mode OFFLINE can use them.
+func (w *Way) withVolumes(ctx context.Context, list []disk.Base) ([]disk.Base, error) {
+	if w.config.Volumes == nil {
+		return list, nil
+	}
+	volumes, err := w.config.Volumes.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range volumes {
+		hex, ok := strings.CutPrefix(v.Name, basePrefix)
+		digest := "blake3:" + hex
+		if _, err := image.ParseDigest(digest); !ok || err != nil {
+			continue
+		}
+		if !slices.ContainsFunc(list, func(b disk.Base) bool { return b.Digest == digest && b.Complete }) {
+			list = slices.DeleteFunc(list, func(b disk.Base) bool { return b.Digest == digest })
+			list = append(list, disk.Base{Digest: digest, Present: v.Size, Total: v.Size})
+		}
+	}
+	slices.SortFunc(list, func(a, b disk.Base) int { return strings.Compare(a.Digest, b.Digest) })
 	return list, nil
 }
 

@@ -24,26 +24,62 @@ func (p *preparation) overlay(ctx context.Context, spec disk.Spec, record *diskR
 	if err != nil {
 		return device.Device{}, err
 	}
+	if record.Volume != "" {
+		return p.overlayVolume(ctx, record, base)
+	}
 	path := diskPath(p.request.Dir, spec.ID)
 	d := device.Device{Kind: device.File, Path: path, Format: device.QCOW2, Backing: base.export}
 	there, err := readOverlay(path)
 	record.Size = max(record.Size, there.Size) // grown elsewhere
-	switch {
-	case err == nil && there.Backing == base.path:
-		return d, own(path, p.request.UID, p.request.GID)
-	case err == nil: // made on another host, for another local store, or in another mode
-		_, err := p.way.config.Runner.Run(ctx, command.Cmd{Name: "qemu-img", Args: []string{"rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", base.path, path}})
-		if err != nil {
+	if err == nil {
+		if err := p.standOn(ctx, path, there, base.path); err != nil {
 			return d, err
 		}
 		return d, own(path, p.request.UID, p.request.GID)
-	case !errors.Is(err, fs.ErrNotExist):
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
 		return d, err
 	}
 	p.progress(disk.Progress{Step: fmt.Sprintf("overlay %d", spec.ID)})
 	return d, p.newFile(path, func(f *os.File) error {
 		return qcow2.Write(f, qcow2.Overlay{Size: record.Size, Backing: base.path, BackingFormat: "raw"})
 	})
+}
+
+// standOn has an overlay name its base: it may have been made on another host, for another local store, or in another mode.
+func (p *preparation) standOn(ctx context.Context, path string, there qcow2.Overlay, base string) error {
+	if there.Backing == base {
+		return nil
+	}
+	_, err := p.way.config.Runner.Run(ctx, command.Cmd{Name: "qemu-img", Args: []string{"rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", base, path}})
+	return err
+}
+
+// overlayVolume makes the qcow2 in a volume, which has room for the disk written from end to end.
+func (p *preparation) overlayVolume(ctx context.Context, record *diskRecord, base below) (device.Device, error) {
+	v, made, err := p.ownVolume(ctx, record, qcow2.FullSize(record.Size))
+	if err != nil {
+		return device.Device{}, err
+	}
+	d := deviceOf(v, device.QCOW2, false)
+	d.Backing = base.export
+	if !made {
+		p.progress(disk.Progress{Step: fmt.Sprintf("overlay %d", record.ID)})
+		return d, p.fill(ctx, record, v, func(f *os.File) error {
+			return qcow2.Write(fixed{f, v.Size}, qcow2.Overlay{Size: record.Size, Backing: base.path, BackingFormat: "raw"})
+		})
+	}
+	there, err := readOverlay(v.Path)
+	if err != nil {
+		return d, fmt.Errorf("volume %s: %w", v.Name, err)
+	}
+	if there.Size > record.Size { // grown elsewhere
+		record.Size = there.Size
+		if _, err := p.way.provision(ctx, p.spec(record, qcow2.FullSize(record.Size))); err != nil {
+			return d, err
+		}
+	}
+	return d, p.standOn(ctx, v.Path, there, base.path)
 }
 
 func readOverlay(path string) (qcow2.Overlay, error) {

@@ -23,7 +23,7 @@ func (w *Way) flatten(ctx context.Context, path string, d diskRecord, partial bo
 		return nil, err
 	}
 	if !partial {
-		return w.convert(ctx, node{"driver": "qcow2", "file": node{"driver": "file", "filename": path}}, o.Size, out, report)
+		return w.convert(ctx, node{"driver": "qcow2", "file": fileNode(path)}, o.Size, out, report)
 	}
 	// qemu-img cannot be told of another file below than the one in the header.
 	if _, err := w.copyExport(ctx, *d.Export, out, func(done, _ int64) { report(done, o.Size) }); err != nil {
@@ -40,6 +40,14 @@ func (w *Way) flatten(ctx context.Context, path string, d diskRecord, partial bo
 
 // node describes a way to bytes (QEMU's BlockdevOptions).
 type node map[string]any
+
+func fileNode(path string) node {
+	driver := "file"
+	if isBlock(path) {
+		driver = "host_device"
+	}
+	return node{"driver": driver, "filename": path}
+}
 
 // copyExport copies what an export gives, with its index.
 func (w *Way) copyExport(ctx context.Context, e blockd.Export, out repository.Writer, report func(done, total int64)) (*image.Index, error) {

@@ -48,7 +48,9 @@ func (w *Way) base(ctx context.Context, img disk.Image, kind localstore.Kind, ra
 		w.mu.Lock()
 		f := w.flights[key]
 		first := f == nil
-		if first {
+		if first && kind == volumeKind {
+			f = w.start(ctx, key, img, rate) // which looks itself
+		} else if first {
 			// Looked for under the lock: a flight that ended has its base in the store.
 			path, err := w.store.Find(ctx, img.Digest, kind)
 			if err != nil || path != "" {
@@ -89,9 +91,12 @@ func (w *Way) start(ctx context.Context, key flightKey, img disk.Image, rate int
 	go func() {
 		defer close(f.ended)
 		defer cancel()
-		if key.kind == localstore.Tree {
+		switch key.kind {
+		case localstore.Tree:
 			f.path, f.read, f.err = w.fetch(flying, img, f.report)
-		} else {
+		case volumeKind:
+			f.path, f.read, f.err = w.fillVolume(flying, img, f.report)
+		default:
 			f.path, f.read, f.err = w.fill(flying, img, rate, f.report)
 		}
 		w.mu.Lock()

@@ -15,6 +15,7 @@ import (
 
 	"hayloft/disk"
 	"hayloft/disk/blockd"
+	"hayloft/disk/localstore"
 	"hayloft/disk/repository"
 	"hayloft/disk/repository/drivers"
 	"hayloft/image"
@@ -30,6 +31,7 @@ type bench struct {
 	open0      func(disk.Repository) (repository.Repository, error) // how the data path opens repositories
 	repository disk.Repository
 	root, run  string
+	volumes    localstore.Volumes // nil: none
 }
 
 // service is the bench's data path.
@@ -76,7 +78,7 @@ func newFakeBench(t *testing.T, max int64) *bench {
 func (b *bench) reopen(max int64) {
 	b.Helper()
 	w, err := New(Config{Root: b.root, Max: max, Runner: command.Exec{}, Log: slog.New(slog.DiscardHandler), GID: os.Getgid(), Host: "here",
-		Data: b.service(), Sockets: filepath.Join(b.run, "s")})
+		Data: b.service(), Sockets: filepath.Join(b.run, "s"), Volumes: b.volumes})
 	if err != nil {
 		b.Fatal(err)
 	}

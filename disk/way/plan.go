@@ -36,6 +36,10 @@ func (p *preparation) plan(ctx context.Context) (release func(), err error) {
 		if err != nil {
 			return nil, fmt.Errorf("disk %d: %w", spec.ID, err)
 		}
+		w.place(r.Machine, &d)
+		if k, ok := p.arriving[spec.ID]; ok && k.isClone() && d.Kind.isClone() {
+			d.Kind = k // as it was made elsewhere
+		}
 		if former != nil {
 			if had := former.disk(spec.ID); had != nil {
 				if err := d.follow(had); err != nil {
@@ -44,7 +48,7 @@ func (p *preparation) plan(ctx context.Context) (release func(), err error) {
 			}
 		}
 		p.record.Disks = append(p.record.Disks, d)
-		if d.Digest != "" {
+		if d.Digest != "" && d.Kind != copied {
 			p.record.Bases = append(p.record.Bases, d.Digest)
 		}
 	}
@@ -52,7 +56,7 @@ func (p *preparation) plan(ctx context.Context) (release func(), err error) {
 		for _, had := range former.Disks {
 			if p.record.disk(had.ID) == nil {
 				p.record.Disks = append(p.record.Disks, had)
-				if had.Digest != "" {
+				if had.Digest != "" && had.Kind != copied {
 					p.record.Bases = append(p.record.Bases, had.Digest)
 				}
 			}
@@ -105,6 +109,12 @@ func (d *diskRecord) follow(had *diskRecord) error {
 		return fault.Errorf(fault.Exists, "is image %s of datastore %d already, with a cache on this host", had.Source, had.Repository.ID)
 	}
 	d.Export = had.Export
+	switch {
+	case had.Kind.isClone() && d.Kind.isClone(), had.Kind == d.Kind: // where it is and as it is, whatever this host does now
+		d.Kind, d.Volume, d.Made = had.Kind, had.Volume, had.Made
+	case had.Volume != "" || d.Volume != "":
+		return fault.Errorf(fault.Exists, "is of kind %s already, not %s", had.Kind, d.Kind)
+	}
 	if had.Kind == d.Kind {
 		d.Size = max(d.Size, had.Size) // grown since
 	}

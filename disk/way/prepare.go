@@ -21,7 +21,7 @@ func (w *Way) Prepare(ctx context.Context, r disk.Request, report func(disk.Prog
 	}
 	defer unlock()
 	var back undo.Stack
-	p, err := w.prepare(ctx, r, report, &back, nil)
+	p, err := w.prepare(ctx, r, report, &back, arrival{})
 	if err != nil {
 		return disk.Prepared{}, errors.Join(err, back.Run())
 	}
@@ -38,15 +38,22 @@ type preparation struct {
 	progress func(disk.Progress)
 	result   disk.Prepared
 	stuck    bool // something could not be taken back
+	arriving map[int]kind
 }
 
-// prepare makes the disks and pushes what takes them back. The caller holds the machine's lock. bring, which
-// may be nil, puts disks that the machine had elsewhere into place before new ones are made.
-func (w *Way) prepare(ctx context.Context, r disk.Request, report func(disk.Progress), back *undo.Stack, bring func(*preparation) error) (disk.Prepared, error) {
+// arrival is what a machine had elsewhere and takes along: kinds of its own disks, and who brings them, once there is a
+// place for them and before new ones are made. The zero one is for machines that had nothing.
+type arrival struct {
+	kinds map[int]kind
+	bring func(*preparation) error
+}
+
+// prepare makes the disks and pushes what takes them back. The caller holds the machine's lock.
+func (w *Way) prepare(ctx context.Context, r disk.Request, report func(disk.Progress), back *undo.Stack, from arrival) (disk.Prepared, error) {
 	if err := checkDir(r.Machine, r.Dir); err != nil {
 		return disk.Prepared{}, err
 	}
-	p := &preparation{way: w, request: r, back: back, progress: report}
+	p := &preparation{way: w, request: r, back: back, progress: report, arriving: from.kinds}
 	back.Push(func() error { // runs last, when nobody needs them any more
 		if p.record == nil {
 			return nil
@@ -62,8 +69,8 @@ func (w *Way) prepare(ctx context.Context, r disk.Request, report func(disk.Prog
 	}
 	defer release()
 	err = p.makeDirs()
-	if err == nil && bring != nil {
-		err = bring(p)
+	if err == nil && from.bring != nil {
+		err = from.bring(p)
 	}
 	for i := 0; err == nil && i < len(r.Disks); i++ {
 		if err = p.disk(ctx, r.Disks[i]); err != nil {
@@ -124,6 +131,9 @@ func (p *preparation) disk(ctx context.Context, spec disk.Spec) error {
 	case overlay:
 		d, err = p.overlay(ctx, spec, record)
 		given = record.Size
+	case copied:
+		d, err = p.copied(ctx, spec, record)
+		given = record.Size
 	case whole:
 		d, err = p.whole(ctx, spec, record)
 		given = spec.Image.Size
@@ -164,5 +174,5 @@ func (p *preparation) base(ctx context.Context, img disk.Image, kind localstore.
 
 // reporter turns bytes of one step into progress.
 func (p *preparation) reporter(step string) func(done, total int64) {
-	return func(done, total int64) { p.progress(disk.Progress{Step: step, Done: done, Total: total}) }
+	return rated(step, p.progress)
 }

@@ -20,7 +20,8 @@ const (
 	overlay    kind = "overlay"    // qcow2 on a base
 	whole      kind = "base"       // the base itself, read-only
 	persistent kind = "persistent" // the source itself, or behind a cache of the machine's own
-	volatile   kind = "volatile"   // a raw file of its own
+	copied     kind = "copy"       // the whole image, raw, of its own
+	volatile   kind = "volatile"   // a raw file or volume of its own
 	tree       kind = "tree"       // a directory on an unpacked archive
 )
 
@@ -38,6 +39,10 @@ type diskRecord struct {
 	// Cached says that a persistent image is, or may be, behind a cache with files here.
 	Cached    bool  `json:"cached,omitempty"`
 	CacheSize int64 `json:"cache_size,omitempty"` // bytes, 0: all
+	// Volume is the name of the volume that the disk is in, "" for a file in the machine's directory; Made says that it has
+	// its content.
+	Volume string `json:"volume,omitempty"`
+	Made   bool   `json:"made,omitempty"`
 	// Export is what the data path was told, from before it is told until it has been taken back.
 	Export *blockd.Export `json:"export,omitempty"`
 }
@@ -70,10 +75,10 @@ func (r *record) disk(id int) *diskRecord {
 	return nil
 }
 
-// promised is what the machine's own disks may grow to, in bytes.
+// promised is what the machine's own files may grow to, in bytes.
 func (r *record) promised() (bytes int64) {
 	for _, d := range r.Disks {
-		if d.Kind == overlay || d.Kind == volatile || d.Kind == tree && !d.ReadOnly {
+		if d.isOwn() && d.Volume == "" || d.Kind == tree && !d.ReadOnly { // volumes are counted by who gives them out
 			bytes += d.Size
 		}
 		if d.Kind == persistent && d.Cached {

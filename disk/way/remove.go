@@ -23,6 +23,9 @@ func (w *Way) Remove(ctx context.Context, machine int, dir string) error {
 	}
 	switch {
 	case dir == "" && r == nil:
+		if err := w.dropVolumes(ctx, machine, nil); err != nil {
+			return fmt.Errorf("machine %d: %w", machine, err)
+		}
 		return nil
 	case dir == "":
 		dir = r.Dir
@@ -46,6 +49,9 @@ func (w *Way) remove(ctx context.Context, machine int, dir string, r *record) er
 		if err := w.endExports(ctx, r); err != nil {
 			return fail(err)
 		}
+	}
+	if err := w.dropVolumes(ctx, machine, r); err != nil {
+		return fail(err)
 	}
 	for d := range dirs {
 		if err := removeAll(disksDir(d)); err != nil {

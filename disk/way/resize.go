@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"syscall"
 
 	"hayloft/cloud/fault"
+	"hayloft/disk/localstore"
 	"hayloft/disk/repository"
+	"hayloft/image/qcow2"
 	"hayloft/internal/command"
 )
 
@@ -34,7 +37,10 @@ func (w *Way) resize(ctx context.Context, machine, id int, size int64) error {
 	if d == nil {
 		return fault.Errorf(fault.NotFound, "no such disk")
 	}
-	path := diskPath(r.Dir, id)
+	path, err := w.ownPath(ctx, r.Dir, d)
+	if err != nil {
+		return err
+	}
 	present := d.Size
 	switch {
 	case d.Kind == whole:
@@ -45,7 +51,10 @@ func (w *Way) resize(ctx context.Context, machine, id int, size int64) error {
 			return err
 		}
 		fallthrough
-	case d.Kind == volatile:
+	case d.Kind == volatile, d.Kind == copied:
+		if d.Volume != "" {
+			break // a volume is longer than what was asked for by what it was rounded up
+		}
 		fi, err := os.Stat(path)
 		if err != nil {
 			return err
@@ -73,10 +82,15 @@ func (w *Way) resize(ctx context.Context, machine, id int, size int64) error {
 		return w.resizeVolume(ctx, r, d, size)
 	}
 	if size > present {
-		switch d.Kind {
-		case overlay:
+		if d.Volume != "" {
+			if err := w.growVolume(ctx, d, size); err != nil {
+				return err
+			}
+		}
+		switch {
+		case d.Kind == overlay:
 			_, err = w.config.Runner.Run(ctx, command.Cmd{Name: "qemu-img", Args: []string{"resize", "-q", "-f", "qcow2", path, strconv.FormatInt(size, 10)}})
-		case persistent, volatile:
+		case d.Volume == "" && d.Kind != tree:
 			err = growFile(path, size)
 		}
 		if err != nil {
@@ -85,6 +99,29 @@ func (w *Way) resize(ctx context.Context, machine, id int, size int64) error {
 	}
 	d.Size = max(d.Size, size)
 	return w.putRecord(ctx, r)
+}
+
+// growVolume makes the volume longer that a disk is in, for size bytes of it.
+func (w *Way) growVolume(ctx context.Context, d *diskRecord, size int64) error {
+	volumes, err := w.volumes(ctx)
+	if err != nil {
+		return err
+	}
+	v, err := volumes.Find(ctx, d.Volume)
+	if err != nil {
+		return err
+	}
+	fi, err := os.Stat(v.Path)
+	if err != nil {
+		return err
+	}
+	st := fi.Sys().(*syscall.Stat_t)
+	need := size
+	if d.Kind == overlay {
+		need = qcow2.FullSize(size)
+	}
+	_, err = w.provision(ctx, localstore.VolumeSpec{Name: d.Volume, Size: need, UID: int(st.Uid), GID: int(st.Gid)})
+	return err
 }
 
 // resizeVolume has the data path open a cache anew, larger.

@@ -111,7 +111,10 @@ func (w *Way) saveAs(ctx context.Context, machine, id int, to disk.Repository, n
 
 // saveDisk flattens: what the machine wrote over what the base has. What the data path has is read through it.
 func (w *Way) saveDisk(ctx context.Context, r *record, d diskRecord, out repository.Writer, report func(done, total int64)) (*image.Index, error) {
-	path := diskPath(r.Dir, d.ID)
+	path, err := w.ownPath(ctx, r.Dir, &d)
+	if err != nil {
+		return nil, err
+	}
 	switch {
 	case d.Cached:
 		if d.Export == nil {
@@ -136,7 +139,6 @@ func (w *Way) saveDisk(ctx context.Context, r *record, d diskRecord, out reposit
 			return nil, err
 		}
 	case d.Kind == persistent || d.Kind == whole:
-		var err error
 		if path, err = w.ownedPath(ctx, r.ID, d); err != nil {
 			return nil, err
 		}
@@ -151,14 +153,14 @@ func copyFile(ctx context.Context, path string, out repository.Writer, report fu
 		return nil, err
 	}
 	defer f.Close()
-	fi, err := f.Stat()
+	size, err := lengthOf(f)
 	if err != nil {
 		return nil, err
 	}
-	if err := out.SetSize(fi.Size()); err != nil {
+	if err := out.SetSize(size); err != nil {
 		return nil, err
 	}
-	index, _, err := image.Scan(ctx, out, sparseFile{f, fi.Size()}, fi.Size(), func(done int64) { report(done, fi.Size()) })
+	index, _, err := image.Scan(ctx, out, sparseFile{f, size}, size, func(done int64) { report(done, size) })
 	return index, err
 }
 

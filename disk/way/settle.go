@@ -92,6 +92,8 @@ func (w *Way) Caches(ctx context.Context, machine int) ([]disk.Cache, error) {
 		switch {
 		case d.Cached:
 			list = append(list, volumeCache(d, status))
+		case d.Kind == copied:
+			list = append(list, disk.Cache{Disk: d.ID, Mode: string(cache.Offline), Cached: d.Size, Total: d.Size})
 		case d.Digest != "":
 			list = append(list, baseCache(d, status, bases))
 		}
@@ -139,7 +141,7 @@ func baseCache(d diskRecord, status blockd.Status, bases []disk.Base) disk.Cache
 
 // isPartial reports whether a clone's base is not whole now.
 func (w *Way) isPartial(ctx context.Context, d diskRecord) (bool, error) {
-	if d.Digest == "" || d.Kind == tree {
+	if d.Digest == "" || d.Kind == tree || d.Kind == copied {
 		return false, nil
 	}
 	path, err := w.store.Find(ctx, d.Digest, localstore.Data)

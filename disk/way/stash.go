@@ -30,9 +30,10 @@ type manifest struct {
 }
 
 type stashed struct {
-	Name string `json:"name"` // of the object within the stash
-	Disk int    `json:"disk"` // -1 for an extra file
-	Tree bool   `json:"tree"` // a tar of the upper directory
+	Name string `json:"name"`           // of the object within the stash
+	Disk int    `json:"disk"`           // -1 for an extra file
+	Tree bool   `json:"tree"`           // a tar of the upper directory
+	Kind kind   `json:"kind,omitempty"` // of the disk; "" in stashes of before there were copies
 }
 
 const (
@@ -105,10 +106,12 @@ func (w *Way) fillStash(ctx context.Context, repo repository.Repository, r *reco
 	}()
 	m := manifest{Token: r.Stashing}
 	for _, d := range r.Disks {
-		file := stashed{Name: filepath.Base(diskPath(r.Dir, d.ID)), Disk: d.ID, Tree: d.Kind == tree}
+		file := stashed{Name: filepath.Base(diskPath(r.Dir, d.ID)), Disk: d.ID, Tree: d.Kind == tree, Kind: d.Kind}
 		name := path.Join(stashDir(r.ID), file.Name)
 		switch {
-		case d.Kind == overlay || d.Kind == volatile:
+		case d.Volume != "":
+			err = w.putVolume(ctx, repo, r.Dir, &d, name)
+		case d.isOwn():
 			err = putFile(ctx, repo, diskPath(r.Dir, d.ID), name)
 		case d.Kind == tree && !d.ReadOnly:
 			err = w.putTree(ctx, repo, filepath.Join(diskPath(r.Dir, d.ID), "upper"), name)
@@ -255,13 +258,13 @@ func dropStash(ctx context.Context, repo repository.Repository, machine int) err
 }
 
 // Unstash implements disk.Way. The stash stays whole until DropStash, so that another host can still take it up.
-func (w *Way) Unstash(ctx context.Context, r disk.Request, from disk.Repository, report func(disk.Progress)) (disk.Prepared, error) {
+func (w *Way) Unstash(ctx context.Context, r disk.Request, stash disk.Repository, report func(disk.Progress)) (disk.Prepared, error) {
 	unlock, err := w.lock(ctx, machineTurn(r.Machine))
 	if err != nil {
 		return disk.Prepared{}, err
 	}
 	defer unlock()
-	repo, err := w.open(from)
+	repo, err := w.open(stash)
 	if err != nil {
 		return disk.Prepared{}, err
 	}
@@ -270,14 +273,21 @@ func (w *Way) Unstash(ctx context.Context, r disk.Request, from disk.Repository,
 		return disk.Prepared{}, fmt.Errorf("machine %d: unstash: %w", r.Machine, err)
 	}
 	var back undo.Stack
-	p, err := w.prepare(ctx, r, report, &back, func(p *preparation) error {
+	from := arrival{kinds: map[int]kind{}}
+	for _, f := range m.Files {
+		if f.Kind != "" {
+			from.kinds[f.Disk] = f.Kind
+		}
+	}
+	from.bring = func(p *preparation) error {
 		for _, f := range m.Files {
 			if err := p.bringBack(ctx, repo, f); err != nil {
 				return fmt.Errorf("unstash %s: %w", f.Name, err)
 			}
 		}
 		return nil
-	})
+	}
+	p, err := w.prepare(ctx, r, report, &back, from)
 	if err != nil {
 		return disk.Prepared{}, errors.Join(err, back.Run())
 	}
@@ -293,7 +303,12 @@ func (p *preparation) bringBack(ctx context.Context, repo repository.Repository,
 		}
 		target = diskPath(p.request.Dir, f.Disk)
 	}
-	if _, err := os.Lstat(target); err == nil {
+	d := p.record.disk(f.Disk)
+	isVolume := d != nil && d.Volume != ""
+	if isVolume && d.Made {
+		return nil
+	}
+	if _, err := os.Lstat(target); err == nil && !isVolume {
 		return nil
 	}
 	src, err := repo.Open(ctx, path.Join(stashDir(p.request.Machine), f.Name))
@@ -305,8 +320,11 @@ func (p *preparation) bringBack(ctx context.Context, repo repository.Repository,
 	if f.Tree {
 		return p.bringTree(ctx, src, target)
 	}
+	if isVolume {
+		return p.bringVolume(ctx, src, d, p.reporter(step.Step))
+	}
 	now := src.Size()
-	if d := p.record.disk(f.Disk); d != nil && d.Kind == volatile {
+	if d != nil && (d.Kind == volatile || d.Kind == copied) {
 		now = 0 // promised already, and mostly holes
 	}
 	reservation, err := p.way.store.Reserve(ctx, "stash", 0, now)

@@ -37,24 +37,38 @@ func planVolatile(s disk.Spec, d diskRecord) (diskRecord, error) {
 
 // volatile makes an empty disk that goes with the machine.
 func (p *preparation) volatile(ctx context.Context, spec disk.Spec, record *diskRecord) (device.Device, error) {
+	step := disk.Progress{Step: fmt.Sprintf("volatile %d", spec.ID)}
+	if record.Volume != "" {
+		v, made, err := p.ownVolume(ctx, record, record.Size)
+		if err == nil && !made {
+			p.progress(step)
+			err = p.fill(ctx, record, v, func(*os.File) error { return p.format(ctx, spec, v.Path) })
+		}
+		return deviceOf(v, device.Raw, spec.ReadOnly), err
+	}
 	path := diskPath(p.request.Dir, spec.ID)
 	d := device.Device{Kind: device.File, Path: path, Format: device.Raw, ReadOnly: spec.ReadOnly}
 	if _, err := os.Lstat(path); err == nil {
 		return d, own(path, p.request.UID, p.request.GID)
 	}
-	p.progress(disk.Progress{Step: fmt.Sprintf("volatile %d", spec.ID)})
+	p.progress(step)
 	return d, p.newFile(path, func(f *os.File) error {
 		if err := f.Truncate(record.Size); err != nil {
 			return err
 		}
-		maker := makers[spec.FS]
-		if spec.Volatile == "swap" {
-			maker = []string{"mkswap"}
-		}
-		if maker == nil {
-			return nil
-		}
-		_, err := p.way.config.Runner.Run(ctx, command.Cmd{Name: maker[0], Args: append(append([]string{}, maker[1:]...), f.Name())})
-		return err
+		return p.format(ctx, spec, f.Name())
 	})
+}
+
+// format makes what is asked for on an empty disk, if anything.
+func (p *preparation) format(ctx context.Context, spec disk.Spec, path string) error {
+	maker := makers[spec.FS]
+	if spec.Volatile == "swap" {
+		maker = []string{"mkswap"}
+	}
+	if maker == nil {
+		return nil
+	}
+	_, err := p.way.config.Runner.Run(ctx, command.Cmd{Name: maker[0], Args: append(append([]string{}, maker[1:]...), path)})
+	return err
 }

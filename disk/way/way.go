@@ -12,7 +12,9 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
+	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk"
@@ -34,6 +36,11 @@ type Config struct {
 	Host   string       // name of this host in marks of ownership; "": the host name
 	// Data is the data path. nil: there is none, and disks that need one are fault.Unsupported.
 	Data blockd.Service
+	// Volumes has disks of the machines' own in volumes; nil: in files in their directories, counted by the store in Root.
+	Volumes localstore.Volumes
+	// Copies is how many whole images are copied into volumes at a time, 0: 4; and CopiesPerRepository from one
+	// repository, 0: 2.
+	Copies, CopiesPerRepository int
 	// Sockets is the directory of the data path's sockets, made when it is needed. "": below /run for root, else below
 	// the directory of temporary files, told apart by Root.
 	Sockets string
@@ -44,6 +51,10 @@ type Way struct {
 	config Config
 	store  localstore.Store
 	open   func(disk.Repository) (repository.Repository, error)
+
+	bases  baseVolumes
+	copies *copies
+	swept  bool // volumes, see there
 
 	mu      sync.Mutex
 	turns   map[string]*turn
@@ -85,6 +96,7 @@ func New(c Config) (*Way, error) {
 	}
 	return &Way{
 		config: c, store: store, open: drivers.Open,
+		bases: baseVolumes{pins: map[string]int{}, used: map[string]time.Time{}}, copies: newCopies(c.Copies, c.CopiesPerRepository),
 		turns: map[string]*turn{}, flights: map[flightKey]*flight{}, counted: map[string]int64{}, totals: map[string]int64{},
 	}, nil
 }
@@ -124,20 +136,21 @@ func (w *Way) lock(ctx context.Context, what string) (unlock func(), err error) 
 	}
 }
 
-// Capacity implements disk.Way.
-func (w *Way) Capacity(ctx context.Context) (disk.Capacity, error) { return w.store.Capacity(ctx) }
-
 // Machines implements disk.Way.
 func (w *Way) Machines(ctx context.Context) ([]int, error) {
 	list, err := w.store.Machines(ctx)
 	if err != nil {
 		return nil, err
 	}
-	ids := make([]int, len(list))
-	for i, m := range list {
-		ids[i] = m.ID
+	ids, err := w.machinesOfVolumes(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return ids, nil
+	for _, m := range list {
+		ids = append(ids, m.ID)
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
 }
 
 func checkDir(machine int, dir string) error {

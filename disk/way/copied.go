@@ -1,0 +1,126 @@
+package way
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"hayloft/cloud/fault"
+	"hayloft/disk"
+	"hayloft/disk/device"
+	"hayloft/disk/localstore"
+	"hayloft/image"
+)
+
+// copied gives the machine a whole copy of an image: a snapshot of the base in a volume where the store can make one, else a
+// copy of that, and when there is no room for both a copy straight from the repository.
+func (p *preparation) copied(ctx context.Context, spec disk.Spec, d *diskRecord) (device.Device, error) {
+	img := *spec.Image
+	if d.Volume == "" { // it was copied on a host with volumes, and came here in a stash
+		path := diskPath(p.request.Dir, spec.ID)
+		if err := growFile(path, d.Size); err != nil {
+			return device.Device{}, named(img, err)
+		}
+		return device.Device{Kind: device.File, Path: path, Format: device.Raw, ReadOnly: spec.ReadOnly}, own(path, p.request.UID, p.request.GID)
+	}
+	if spec.CacheSize > 0 && spec.CacheSize < img.Size {
+		return device.Device{}, named(img, fault.Errorf(fault.Invalid, "CACHE_MODE OFFLINE keeps all %d bytes here, CACHE_SIZE is %d", img.Size, spec.CacheSize))
+	}
+	var (
+		v   localstore.Volume
+		err error
+	)
+	if d.Made {
+		v, _, err = p.ownVolume(ctx, d, d.Size)
+	} else if v, err = p.copyOfBase(ctx, img, d); fault.Is(err, fault.OutOfSpace) {
+		v, err = p.copyOfImage(ctx, img, d)
+	}
+	if err != nil {
+		return device.Device{}, named(img, err)
+	}
+	return deviceOf(v, device.Raw, spec.ReadOnly), nil
+}
+
+// copyOfBase has the whole image in a volume for all machines, and gives this one a snapshot or copy of it.
+func (p *preparation) copyOfBase(ctx context.Context, img disk.Image, d *diskRecord) (v localstore.Volume, err error) {
+	w := p.way
+	name, err := baseVolume(img.Digest)
+	if err != nil {
+		return v, err
+	}
+	unpin, err := w.pinVolume(ctx, name)
+	if err != nil {
+		return v, err
+	}
+	defer unpin()
+	path, read, err := w.base(ctx, img, volumeKind, 0, p.reporter("base "+img.Name))
+	p.result.RepositoryBytes += read
+	if err != nil {
+		return v, err
+	}
+	volumes, err := p.beginVolume(ctx, d)
+	if err != nil {
+		return v, err
+	}
+	v, err = w.makingRoom(ctx, d.Size, func() (localstore.Volume, error) { return volumes.Snapshot(ctx, name, p.spec(d, d.Size)) })
+	if err == nil {
+		return v, p.filled(ctx, d)
+	}
+	if !fault.Is(err, fault.Unsupported) {
+		return v, err
+	}
+	if v, err = w.provision(ctx, p.spec(d, d.Size)); err != nil {
+		return v, err
+	}
+	return v, p.fill(ctx, d, v, func(to *os.File) error { return p.copyVerified(ctx, img, path, to) })
+}
+
+// copyVerified copies an image from a volume into one that reads as zeros.
+func (p *preparation) copyVerified(ctx context.Context, img disk.Image, from string, to *os.File) error {
+	leave, err := p.way.copies.enter(ctx, img.Repository.ID, false)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	report := p.reporter(fmt.Sprintf("copy %d", p.request.Machine))
+	index, _, err := image.Scan(ctx, to, io.NewSectionReader(src, 0, img.Size), img.Size, func(done int64) { report(done, img.Size) })
+	if err == nil && index.Digest() != img.Digest {
+		err = fault.Errorf(fault.Corrupt, "volume %s has not the content of %s", from, img.Digest)
+	}
+	return err
+}
+
+// copyOfImage copies the image itself, for this machine alone.
+func (p *preparation) copyOfImage(ctx context.Context, img disk.Image, d *diskRecord) (localstore.Volume, error) {
+	v, _, err := p.ownVolume(ctx, d, d.Size)
+	if err != nil {
+		return v, err
+	}
+	read, err := p.way.copyInto(ctx, img, v, p.reporter("copy "+img.Name))
+	p.result.RepositoryBytes += read
+	if err != nil {
+		return v, err
+	}
+	return v, p.filled(ctx, d)
+}
+
+// copyChunks copies an image, verified, into a volume that reads as zeros, and makes it durable.
+func (w *Way) copyChunks(ctx context.Context, index *image.Index, v localstore.Volume, src io.ReaderAt, report func(done, total int64)) (read int64, err error) {
+	to, err := os.OpenFile(v.Path, os.O_RDWR, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer to.Close()
+	need := index.DataBytes()
+	read, err = index.CopyTo(ctx, to, src, func(done int64) { report(done, need) })
+	if err != nil {
+		return read, err
+	}
+	return read, to.Sync()
+}

@@ -1,0 +1,218 @@
+package way
+
+import (
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"hayloft/cloud/fault"
+	"hayloft/disk"
+	"hayloft/disk/localstore"
+)
+
+// fakeVolumes gives out files of a directory as volumes, in extents, and fails as the test says. What is on the disk is all
+// that it knows, so it is as good after a restart.
+type fakeVolumes struct {
+	dir       string
+	max       int64
+	snapshots bool
+
+	mu     sync.Mutex
+	calls  []string
+	failAt int             // the call to fail, counted from 1 and back to 0; 0: none
+	open   map[string]bool // volumes that are in use
+}
+
+const fakeExtent = 64 << 10
+
+var _ localstore.Volumes = (*fakeVolumes)(nil)
+
+func newFakeVolumes(t *testing.T, max int64, snapshots bool) *fakeVolumes {
+	return &fakeVolumes{dir: t.TempDir(), max: max, snapshots: snapshots, open: map[string]bool{}}
+}
+
+func (f *fakeVolumes) called(what, name string) error {
+	f.calls = append(f.calls, what+" "+name)
+	if f.failAt > 0 {
+		if f.failAt--; f.failAt == 0 {
+			return fault.Errorf(fault.Unavailable, "the volumes fail in %s %s", what, name)
+		}
+	}
+	return nil
+}
+
+func (f *fakeVolumes) count(call string) (n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range f.calls {
+		if strings.HasPrefix(c, call) {
+			n++
+		}
+	}
+	return n
+}
+
+func (f *fakeVolumes) path(name string) string { return filepath.Join(f.dir, name) }
+
+func (f *fakeVolumes) used() (n int64) {
+	list, _ := os.ReadDir(f.dir)
+	for _, e := range list {
+		if fi, err := e.Info(); err == nil {
+			n += fi.Size()
+		}
+	}
+	return n
+}
+
+func (f *fakeVolumes) find(name string) (localstore.Volume, error) {
+	fi, err := os.Stat(f.path(name))
+	if err != nil {
+		return localstore.Volume{}, fault.Errorf(fault.NotFound, "volume %s: there is none", name)
+	}
+	return localstore.Volume{Name: name, Path: f.path(name), Size: fi.Size(), Taken: fi.Size()}, nil
+}
+
+func (f *fakeVolumes) provision(s localstore.VolumeSpec) (localstore.Volume, error) {
+	size, before := roundUp(s.Size, fakeExtent), int64(0)
+	if v, err := f.find(s.Name); err == nil {
+		before = v.Size
+	}
+	if free := f.max - f.used(); f.max > 0 && size-before > free {
+		return localstore.Volume{}, fault.Errorf(fault.OutOfSpace, "volume %s: needs %d bytes, %d are free", s.Name, size-before, free)
+	}
+	file, err := os.OpenFile(f.path(s.Name), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return localstore.Volume{}, err
+	}
+	defer file.Close()
+	if size > before {
+		err = file.Truncate(size)
+	}
+	if err == nil {
+		err = own(f.path(s.Name), s.UID, s.GID)
+	}
+	if err != nil {
+		return localstore.Volume{}, err
+	}
+	return f.find(s.Name)
+}
+
+func (f *fakeVolumes) Provision(_ context.Context, s localstore.VolumeSpec) (localstore.Volume, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.called("Provision", s.Name); err != nil {
+		return localstore.Volume{}, err
+	}
+	return f.provision(s)
+}
+
+func (f *fakeVolumes) Snapshot(_ context.Context, of string, s localstore.VolumeSpec) (localstore.Volume, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.called("Snapshot", s.Name); err != nil {
+		return localstore.Volume{}, err
+	}
+	if !f.snapshots {
+		return localstore.Volume{}, fault.Errorf(fault.Unsupported, "no snapshots")
+	}
+	src, err := os.Open(f.path(of))
+	if err != nil {
+		return localstore.Volume{}, err
+	}
+	defer src.Close()
+	v, err := f.provision(s)
+	if err != nil {
+		return v, err
+	}
+	dst, err := os.OpenFile(v.Path, os.O_RDWR, 0)
+	if err != nil {
+		return v, err
+	}
+	defer dst.Close()
+	_, err = io.Copy(dst, src)
+	return v, err
+}
+
+func (f *fakeVolumes) Rename(_ context.Context, from, to string) (localstore.Volume, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.called("Rename", to); err != nil {
+		return localstore.Volume{}, err
+	}
+	if _, err := f.find(to); err == nil {
+		return localstore.Volume{}, fault.Errorf(fault.Exists, "volume %s", to)
+	}
+	if err := os.Rename(f.path(from), f.path(to)); err != nil {
+		return localstore.Volume{}, err
+	}
+	return f.find(to)
+}
+
+func (f *fakeVolumes) Unprovision(_ context.Context, name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.called("Unprovision", name); err != nil {
+		return err
+	}
+	if f.open[name] {
+		return fault.Errorf(fault.Busy, "volume %s: is open", name)
+	}
+	return os.RemoveAll(f.path(name))
+}
+
+func (f *fakeVolumes) Find(_ context.Context, name string) (localstore.Volume, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.called("Find", name); err != nil {
+		return localstore.Volume{}, err
+	}
+	return f.find(name)
+}
+
+func (f *fakeVolumes) List(context.Context) ([]localstore.Volume, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.called("List", ""); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(f.dir)
+	if err != nil {
+		return nil, err
+	}
+	var list []localstore.Volume
+	for _, e := range entries {
+		if v, err := f.find(e.Name()); err == nil {
+			list = append(list, v)
+		}
+	}
+	return list, nil
+}
+
+func (f *fakeVolumes) Capacity(context.Context) (disk.Capacity, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.called("Capacity", ""); err != nil {
+		return disk.Capacity{}, err
+	}
+	total := f.max
+	if total == 0 {
+		total = 1 << 40
+	}
+	return disk.Capacity{Total: total, Free: total - f.used(), Used: f.used()}, nil
+}
+
+// names of the volumes that there are.
+func (f *fakeVolumes) names() []string {
+	var names []string
+	entries, _ := os.ReadDir(f.dir)
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	slices.Sort(names)
+	return names
+}

@@ -1,0 +1,275 @@
+package way
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"hayloft/cloud/fault"
+	"hayloft/disk"
+	"hayloft/disk/cache"
+	"hayloft/disk/device"
+	"hayloft/disk/localstore"
+)
+
+// Names of volumes: "12.0" is disk 0 of machine 12, "12.0.cache" what its kernel cache has, "base.HEX" a whole image, and
+// "base.HEX.part" one on its way here.
+const (
+	basePrefix  = "base."
+	partSuffix  = ".part"
+	cacheSuffix = ".cache"
+)
+
+func volumeName(machine, id int) string { return fmt.Sprintf("%d.%d", machine, id) }
+
+// machineOf is the machine that a volume belongs to by its name.
+func machineOf(volume string) (machine int, ok bool) {
+	number, rest, ok := strings.Cut(volume, ".")
+	if !ok {
+		return 0, false
+	}
+	rest = strings.TrimSuffix(rest, cacheSuffix)
+	machine, err1 := strconv.Atoi(number)
+	id, err2 := strconv.Atoi(rest)
+	return machine, err1 == nil && err2 == nil && volumeName(machine, id) == number+"."+rest
+}
+
+// volumes is the local store's space in volumes, once what a crash left of bases there has gone.
+func (w *Way) volumes(ctx context.Context) (localstore.Volumes, error) {
+	if w.config.Volumes == nil {
+		return nil, fault.Errorf(fault.Unsupported, "this host gives out no volumes (LS_MAD)")
+	}
+	unlock, err := w.lock(ctx, "sweep of volumes")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if w.swept {
+		return w.config.Volumes, nil
+	}
+	if err := w.sweepParts(ctx); err != nil {
+		return nil, err
+	}
+	w.swept = true
+	return w.config.Volumes, nil
+}
+
+func (w *Way) sweepParts(ctx context.Context) error {
+	list, err := w.config.Volumes.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, v := range list {
+		if strings.HasPrefix(v.Name, basePrefix) && strings.HasSuffix(v.Name, partSuffix) {
+			if err := w.config.Volumes.Unprovision(ctx, v.Name); err != nil {
+				return err
+			}
+			w.config.Log.Info("what a crash left of a base is removed", "volume", v.Name)
+		}
+	}
+	return nil
+}
+
+// place puts a disk that has bytes of its own where this host keeps those: in a volume, or a file. A whole clone
+// needs no overlay then: it is a volume of its own.
+func (w *Way) place(machine int, d *diskRecord) {
+	if w.config.Volumes == nil {
+		return
+	}
+	if d.Kind == overlay && d.Mode == cache.Offline {
+		d.Kind = copied
+	}
+	if d.isOwn() {
+		d.Volume = volumeName(machine, d.ID)
+	}
+}
+
+// isOwn reports whether the disk is bytes of the machine's own, in a file or volume.
+func (d *diskRecord) isOwn() bool { return d.Kind == overlay || d.Kind == copied || d.Kind == volatile }
+
+// isClone reports whether it was made from an image.
+func (k kind) isClone() bool { return k == overlay || k == copied }
+
+// ownPath is where a machine's own part of a disk is: a file, a block device, or for trees a directory.
+func (w *Way) ownPath(ctx context.Context, dir string, d *diskRecord) (string, error) {
+	if d.Volume == "" {
+		return diskPath(dir, d.ID), nil
+	}
+	volumes, err := w.volumes(ctx)
+	if err != nil {
+		return "", err
+	}
+	v, err := volumes.Find(ctx, d.Volume)
+	return v.Path, err
+}
+
+// ownVolume gives a disk its volume, made says whether it has its content. One that has not is begun anew: nobody knows
+// what is in it.
+func (p *preparation) ownVolume(ctx context.Context, d *diskRecord, size int64) (v localstore.Volume, made bool, err error) {
+	volumes, err := p.beginVolume(ctx, d)
+	if err != nil {
+		return v, false, err
+	}
+	if d.Made {
+		if _, err := volumes.Find(ctx, d.Volume); err != nil {
+			return v, false, err // an empty one in its place would not be what the machine had
+		}
+	}
+	v, err = p.way.provision(ctx, p.spec(d, size))
+	return v, d.Made, err
+}
+
+// beginVolume removes what there is of a volume that never got its content, and has it removed when this fails.
+func (p *preparation) beginVolume(ctx context.Context, d *diskRecord) (localstore.Volumes, error) {
+	volumes, err := p.way.volumes(ctx)
+	if err != nil || d.Made {
+		return volumes, err
+	}
+	if _, err := volumes.Find(ctx, d.Volume); !fault.Is(err, fault.NotFound) {
+		if err == nil {
+			err = volumes.Unprovision(ctx, d.Volume)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	name := d.Volume
+	p.back.Push(func() error {
+		return p.keepWhenStuck(volumes.Unprovision(context.WithoutCancel(ctx), name))
+	})
+	return volumes, nil
+}
+
+func (p *preparation) spec(d *diskRecord, size int64) localstore.VolumeSpec {
+	return localstore.VolumeSpec{Name: d.Volume, Size: size, UID: p.request.UID, GID: p.request.GID}
+}
+
+// fill writes a volume's content, and remembers durably that it has it.
+func (p *preparation) fill(ctx context.Context, d *diskRecord, v localstore.Volume, write func(*os.File) error) error {
+	f, err := os.OpenFile(v.Path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	err = write(f)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return p.filled(ctx, d)
+}
+
+func (p *preparation) filled(ctx context.Context, d *diskRecord) error {
+	d.Made = true
+	return p.way.putRecord(ctx, p.record)
+}
+
+// deviceOf is what a hypervisor is handed of a volume.
+func deviceOf(v localstore.Volume, format device.Format, readOnly bool) device.Device {
+	d := device.Device{Kind: device.File, Path: v.Path, Format: format, ReadOnly: readOnly}
+	if v.Block {
+		d.Kind = device.Block
+	}
+	return d
+}
+
+// fixed is a volume as the target of who would make a file as long as it likes.
+type fixed struct {
+	*os.File
+	size int64
+}
+
+// Truncate does nothing: a volume has its length.
+func (f fixed) Truncate(size int64) error {
+	if size > f.size {
+		return fault.Errorf(fault.OutOfSpace, "volume %s has %d bytes, %d are needed", f.Name(), f.size, size)
+	}
+	return nil
+}
+
+// lengthOf is how many bytes a file or block device has.
+func lengthOf(f *os.File) (int64, error) {
+	fi, err := f.Stat()
+	if err != nil || fi.Mode().IsRegular() {
+		return fi.Size(), err
+	}
+	return f.Seek(0, io.SeekEnd)
+}
+
+func isBlock(path string) bool {
+	fi, err := os.Stat(path)
+	return err == nil && fi.Mode()&os.ModeDevice != 0 && fi.Mode()&os.ModeCharDevice == 0
+}
+
+// dropVolumes returns the space of a machine's volumes, those that no record names among them.
+func (w *Way) dropVolumes(ctx context.Context, machine int, r *record) error {
+	if w.config.Volumes == nil {
+		if r != nil {
+			for _, d := range r.Disks {
+				if d.Volume != "" {
+					return fault.Errorf(fault.Unsupported, "disk %d is volume %s, and this host gives out no volumes (LS_MAD)", d.ID, d.Volume)
+				}
+			}
+		}
+		return nil
+	}
+	volumes, err := w.volumes(ctx)
+	if err != nil {
+		return err
+	}
+	list, err := volumes.List(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, v := range list {
+		if of, ok := machineOf(v.Name); ok && of == machine {
+			errs = append(errs, volumes.Unprovision(ctx, v.Name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// machinesOfVolumes lists machines that have volumes here.
+func (w *Way) machinesOfVolumes(ctx context.Context) ([]int, error) {
+	if w.config.Volumes == nil {
+		return nil, nil
+	}
+	list, err := w.config.Volumes.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var machines []int
+	for _, v := range list {
+		if m, ok := machineOf(v.Name); ok {
+			machines = append(machines, m)
+		}
+	}
+	return machines, nil
+}
+
+// Capacity implements disk.Way. Bases in volumes that nobody uses make room when it is needed, so they are free.
+func (w *Way) Capacity(ctx context.Context) (disk.Capacity, error) {
+	if w.config.Volumes == nil {
+		return w.store.Capacity(ctx)
+	}
+	c, err := w.config.Volumes.Capacity(ctx)
+	if err != nil {
+		return c, err
+	}
+	list, err := w.config.Volumes.List(ctx)
+	if err != nil {
+		return c, err
+	}
+	for _, v := range list {
+		if strings.HasPrefix(v.Name, basePrefix) && !w.isPinned(v.Name) {
+			c.Free, c.Used = min(c.Total, c.Free+v.Size), max(0, c.Used-v.Size)
+		}
+	}
+	return c, nil
+}
