@@ -128,6 +128,17 @@ func (r *remote) grow(to int64) error {
 
 var zeros [1 << 20]byte
 
+func isZero(p []byte) bool {
+	for len(p) > 0 {
+		n := min(len(p), len(zeros))
+		if string(p[:n]) != string(zeros[:n]) {
+			return false
+		}
+		p = p[n:]
+	}
+	return true
+}
+
 // zero makes zeros, allocated ones with noHole.
 func (r *remote) zero(offset, length int64, noHole bool) error {
 	end, err := r.end()
