@@ -33,7 +33,9 @@ type Config struct {
 	// that died: then who has files open only waits, until Resume. "": they get errors. A process that is to have a
 	// successor ends without Close.
 	State string
-	Log   *slog.Logger
+	// Unattended is how long who has files open waits for a successor, and then gets errors. 0: 10 minutes.
+	Unattended time.Duration
+	Log        *slog.Logger
 }
 
 // FileSystem is a mounted file system. Safe for concurrent use.
@@ -54,11 +56,13 @@ type FileSystem struct {
 	failed  error // of Close
 
 	statePath  string
+	unattended time.Duration
 	lock       *os.File
 	base       state // without the files
 	taken      bool  // from a dead process, and not answering yet
 	earlier    map[string]known
 	holderGone <-chan struct{} // nil: the holder is not a child of this process
+	leave      *os.File        // what the end of this process is known by to it
 }
 
 // table is never changed, only replaced.
@@ -184,7 +188,10 @@ func (f *FileSystem) Close() error {
 	return f.failed
 }
 
-const closeLimit = 10 * time.Second
+const (
+	closeLimit        = 10 * time.Second
+	defaultUnattended = 10 * time.Minute
+)
 
 // Mount mounts an empty file system. Errors: fault.Permission when not root, fault.Busy when another process serves
 // one at Dir, fault.WrongState when something else is mounted there, fault.Unsupported without FUSE.
@@ -196,7 +203,10 @@ func Mount(ctx context.Context, c Config) (*FileSystem, error) {
 		return nil, fault.Errorf(fault.Invalid, "fuse %s: state file %q is not absolute", c.Dir, c.State)
 	}
 	f := &FileSystem{RawFileSystem: gofuse.NewDefaultRawFileSystem(), dir: filepath.Clean(c.Dir), statePath: c.State,
-		log: c.Log, served: make(chan struct{})}
+		unattended: c.Unattended, log: c.Log, served: make(chan struct{})}
+	if f.unattended == 0 {
+		f.unattended = defaultUnattended
+	}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
 	}

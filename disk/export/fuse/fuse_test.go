@@ -20,6 +20,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/export"
+	"hayloft/internal/apart"
 	"hayloft/lab/labtest"
 )
 
@@ -32,7 +33,8 @@ func TestMain(m *testing.M) {
 
 // serveAndHang is a process that will be killed.
 func serveAndHang(dir string) {
-	f, err := Mount(context.Background(), Config{Dir: dir, State: os.Getenv("HAYLOFT_FUSE_STATE")})
+	unattended, _ := time.ParseDuration(os.Getenv("HAYLOFT_FUSE_UNATTENDED"))
+	f, err := Mount(context.Background(), Config{Dir: dir, State: os.Getenv("HAYLOFT_FUSE_STATE"), Unattended: unattended})
 	if err == nil {
 		_, err = f.Add("a", newRAM(4096), Options{})
 	}
@@ -40,6 +42,15 @@ func serveAndHang(dir string) {
 		err = addSurvivors(f, os.Getenv("HAYLOFT_FUSE_WHOLE"), func() { fmt.Println("asked"); select {} })
 	}
 	fmt.Println("mounted", err)
+	if os.Getenv("HAYLOFT_FUSE_OWN") != "" {
+		_ = apart.Do(func() error {
+			fd, err := unix.Open(filepath.Join(dir, "disk"), unix.O_RDONLY, 0)
+			if err == nil {
+				_, err = unix.Pread(fd, make([]byte, 4096), trap)
+			}
+			return err
+		})
+	}
 	select {}
 }
 

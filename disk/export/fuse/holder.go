@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,21 +25,37 @@ type holder struct {
 	Start string `json:"start"` // as in /proc/PID/stat: with it, a process that has the number later is not taken for it
 }
 
-// hold starts a holder of fd. gone is closed when it has ended and was waited for.
-func hold(fd int) (h holder, gone <-chan struct{}, err error) {
+// orphan is what a holder does: when its standard input ends, which it does with the process that started it, it waits
+// for a successor of that for so many seconds, and ends. A successor ends it as soon as it has one of its own.
+const orphan = "read -r nothing; exec sleep "
+
+// hold starts a holder of fd, which ends a time after this process, or by release. gone is closed when it has ended and
+// was waited for; leave ends its standard input.
+func hold(fd int, unattended time.Duration) (h holder, leave *os.File, gone <-chan struct{}, err error) {
+	in, leave, err := os.Pipe()
+	if err != nil {
+		return h, nil, nil, err
+	}
+	defer in.Close()
+	defer func() {
+		if err != nil {
+			leave.Close()
+		}
+	}()
 	duplicate, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return h, nil, err
+		return h, nil, nil, err
 	}
 	file := os.NewFile(uintptr(duplicate), "/dev/fuse")
 	defer file.Close()
-	c := exec.Command("sleep", "infinity")
+	c := exec.Command("sh", "-c", orphan+strconv.FormatFloat(unattended.Seconds(), 'f', 3, 64))
+	c.Stdin = in
 	c.ExtraFiles = []*os.File{file}
 	c.Dir = "/"
-	c.Env = []string{}
+	c.Env = []string{"PATH=" + os.Getenv("PATH")}
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := c.Start(); err != nil {
-		return h, nil, fmt.Errorf("holder of the connection: %w", err)
+		return h, nil, nil, fmt.Errorf("holder of the connection: %w", err)
 	}
 	done := make(chan struct{})
 	go func() { // ends with the holder, see release
@@ -45,7 +63,7 @@ func hold(fd int) (h holder, gone <-chan struct{}, err error) {
 		c.Wait()
 	}()
 	h = holder{PID: c.Process.Pid, Start: startOf(c.Process.Pid)}
-	return h, done, nil
+	return h, leave, done, nil
 }
 
 // startOf is when a process was started, "" when there is none.

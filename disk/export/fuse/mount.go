@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hayloft/cloud/fault"
+	"hayloft/internal/apart"
 	"hayloft/internal/undo"
 )
 
@@ -80,11 +81,11 @@ func (f *FileSystem) mount(ctx context.Context) (err error) {
 		if err := f.prepareSurvival(fd); err != nil {
 			return err
 		}
-		steps.Push(func() error { f.base.Holder.release(); <-f.holderGone; return nil })
+		steps.Push(func() error { f.endHolder(); return nil })
 		f.base.Init = initMessage(f.server.KernelSettings())
 		f.save()
 	}
-	if err := refusePoll(f.dir); err != nil {
+	if err := apart.Do(func() error { return refusePoll(f.dir) }); err != nil {
 		return err
 	}
 	if err := raiseReadAhead(f.dir); err != nil {
@@ -142,7 +143,7 @@ func refusePoll(dir string) error {
 
 func raiseReadAhead(dir string) error {
 	var st unix.Stat_t
-	if err := unix.Stat(dir, &st); err != nil {
+	if err := apart.Do(func() error { return unix.Stat(dir, &st) }); err != nil {
 		return err
 	}
 	path := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
@@ -169,7 +170,7 @@ func clearStale(ctx context.Context, dir string) error {
 		if alive, err := answers(ctx, dir); err != nil || alive {
 			return errors.Join(err, fault.Errorf(fault.Busy, "is served by another process"))
 		}
-		if err := detach(dir); err != nil {
+		if err := clearDead(dir); err != nil {
 			return err
 		}
 	}
@@ -179,8 +180,10 @@ func clearStale(ctx context.Context, dir string) error {
 func answers(ctx context.Context, dir string) (bool, error) {
 	done := make(chan error, 1)
 	go func() { // left to the kernel when the other process does not answer
-		var st unix.Statfs_t
-		done <- unix.Statfs(dir, &st)
+		done <- apart.Do(func() error {
+			var st unix.Statfs_t
+			return unix.Statfs(dir, &st)
+		})
 	}()
 	timer := time.NewTimer(statLimit)
 	defer timer.Stop()

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hayloft/cloud/fault"
+	"hayloft/disk/export/loop"
 )
 
 // notifyResend is a message of the protocol (linux/fuse.h) that go-fuse does not make for us.
@@ -55,7 +56,26 @@ func (f *FileSystem) takeOver() (bool, error) {
 	}
 	f.base, f.bound, f.lastID, f.earlier = *s, s.Bound, s.LastID, s.Files
 	f.taken = true
+	if err := f.holdAgain(); err != nil { // the holder of before does as well, for a while
+		f.log.Warn("fuse: no holder of our own", "dir", f.dir, "error", err)
+	}
 	return true, nil
+}
+
+// holdAgain replaces the holder of the dead process, which ends by itself, by one of this process.
+func (f *FileSystem) holdAgain() error {
+	former := f.base.Holder
+	fd, err := former.connection()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := f.hold(fd); err != nil {
+		return err
+	}
+	f.save()
+	former.release()
+	return nil
 }
 
 // resumedServer makes a server for a connection whose first message was answered long ago. go-fuse wants that message,
@@ -129,13 +149,25 @@ func (f *FileSystem) serve() {
 
 // prepareSurvival has the connection outlive this process.
 func (f *FileSystem) prepareSurvival(fd int) error {
-	h, gone, err := hold(fd)
-	if err != nil {
-		return err
+	f.base = state{Version: stateVersion, Boot: bootID(), Dir: f.dir, Bound: f.bound}
+	return f.hold(fd)
+}
+
+func (f *FileSystem) hold(fd int) (err error) {
+	h, leave, gone, err := hold(fd, f.unattended)
+	if err == nil {
+		f.base.Holder, f.leave, f.holderGone = h, leave, gone
 	}
-	f.holderGone = gone
-	f.base = state{Version: stateVersion, Boot: bootID(), Dir: f.dir, Bound: f.bound, Holder: h}
-	return nil
+	return err
+}
+
+// endHolder ends the holder and waits until it has.
+func (f *FileSystem) endHolder() {
+	f.base.Holder.release()
+	if f.holderGone != nil {
+		<-f.holderGone
+		f.leave.Close()
+	}
 }
 
 // endSurvival is for Close: nobody goes on with this connection.
@@ -144,9 +176,33 @@ func (f *FileSystem) endSurvival() {
 		return
 	}
 	os.Remove(f.statePath)
-	f.base.Holder.release()
-	if f.holderGone != nil {
-		<-f.holderGone
-	}
+	f.endHolder()
 	f.lock.Close()
+}
+
+// Abandon ends what a dead process left at the directory dir for a successor that will never come, see Config: who
+// waits gets an error. It does nothing when nothing was left; fault.Busy when a process serves it.
+func Abandon(dir, statePath string) error {
+	lock, err := lockState(statePath)
+	if err != nil {
+		return fmt.Errorf("fuse %s: %w", dir, err)
+	}
+	defer lock.Close()
+	s, err := readState(statePath, dir)
+	if err == nil && s != nil {
+		s.Holder.release()
+		err = errors.Join(clearDead(dir), os.Remove(statePath))
+		if s.Bound {
+			err = errors.Join(err, detach(dir))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("fuse %s: %w", dir, err)
+	}
+	return nil
+}
+
+// clearDead unmounts a file system that nobody serves, and detaches the loop devices on it.
+func clearDead(dir string) error {
+	return errors.Join(loop.ReleaseDead(dir), detach(dir))
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -79,7 +80,7 @@ func startChild(t *testing.T, dir, state, whole string) (*exec.Cmd, *bufio.Reade
 // TestTakeOver: when the process that serves is killed, who has files open only waits for the next: for what the dead
 // one had read and not answered, for what was asked meanwhile, and with a loop device on a file too.
 func TestTakeOver(t *testing.T) {
-	labtest.Root(t, "dd", "sleep")
+	labtest.Root(t, "dd", "sh", "sleep")
 	dir, state, whole := filepath.Join(t.TempDir(), "mnt"), filepath.Join(t.TempDir(), "state"), filepath.Join(t.TempDir(), "whole")
 	content := random(1 << 20)
 	if err := os.WriteFile(whole, content, 0o440); err != nil {
@@ -202,7 +203,7 @@ func TestTakeOver(t *testing.T) {
 
 // TestTakeOverOfNothing: a state that leads nowhere is a fresh start.
 func TestTakeOverOfNothing(t *testing.T) {
-	labtest.Root(t, "sleep")
+	labtest.Root(t, "sh", "sleep")
 	for name, spoil := range map[string]func(dir, state string, s *state){
 		"holder gone":   func(_, _ string, s *state) { s.Holder.release() },
 		"another build": func(_, path string, s *state) { s.Version++; s.write(path) },
@@ -249,5 +250,84 @@ func TestTakeOverOfNothing(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestKilledInItsOwnFile: a process that is killed while it waits for an answer of its own leaves everything to its
+// successor, which gives the answer.
+func TestKilledInItsOwnFile(t *testing.T) {
+	labtest.Root(t, "sh", "sleep")
+	dir, state, whole := filepath.Join(t.TempDir(), "mnt"), filepath.Join(t.TempDir(), "state"), filepath.Join(t.TempDir(), "whole")
+	if err := os.WriteFile(whole, random(1<<20), 0o440); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("HAYLOFT_FUSE_OWN", "1")
+	child, lines := startChild(t, dir, state, whole)
+	if line, err := lines.ReadString('\n'); err != nil || line != "asked\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	ended := make(chan error, 1)
+	child.Process.Kill()
+	go func() { ended <- child.Wait() }()
+	var f *FileSystem
+	until(t, "it leaves its lock", func() (ok bool) {
+		var err error
+		if f, err = Mount(t.Context(), Config{Dir: dir, State: state}); err != nil && !fault.Is(err, fault.Busy) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
+	defer f.Close()
+	if err := addSurvivors(f, whole, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("it does not end")
+	}
+}
+
+// TestUnattended: without a successor, who waits gets errors in the end, and nothing is left by who comes later.
+func TestUnattended(t *testing.T) {
+	labtest.Root(t, "sh", "sleep")
+	dir, state, whole := filepath.Join(t.TempDir(), "mnt"), filepath.Join(t.TempDir(), "state"), filepath.Join(t.TempDir(), "whole")
+	if err := os.WriteFile(whole, random(1<<20), 0o440); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("HAYLOFT_FUSE_UNATTENDED", "300ms")
+	child, _ := startChild(t, dir, state, whole)
+	path := filepath.Join(dir, "disk")
+	file := open(t, path, os.O_RDWR)
+	device, err := loop.Attach(t.Context(), path, loop.Options{Tag: "test-unattended", DirectIO: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	child.Process.Kill()
+	child.Wait()
+	began := time.Now()
+	if _, err := file.ReadAt(make([]byte, 10), 0); !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
+		t.Error(err)
+	}
+	if took := time.Since(began); took < 100*time.Millisecond || took > 10*time.Second {
+		t.Errorf("after %v", took)
+	}
+	if err := Abandon(dir, state); err != nil {
+		t.Error(err)
+	}
+	if found, err := loop.Find(path, "test-unattended"); !fault.Is(err, fault.NotFound) {
+		t.Errorf("%s is left, %v", found, err)
+	}
+	if d, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device), "loop/backing_file")); err == nil {
+		t.Errorf("%s is left on %s", device, d)
+	}
+	if here, err := mountsAt(dir); err != nil || len(here) != 0 {
+		t.Errorf("left: %v, %v", here, err)
+	}
+	if err := Abandon(dir, state); err != nil {
+		t.Errorf("again: %v", err)
 	}
 }

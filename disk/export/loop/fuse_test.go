@@ -1,8 +1,9 @@
-package loop
+package loop_test
 
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	"hayloft/disk/export"
 	"hayloft/disk/export/fuse"
+	"hayloft/disk/export/loop"
 	"hayloft/lab/labtest"
 )
 
@@ -103,6 +105,22 @@ func exported(t *testing.T) (*ram, *fuse.FileSystem, string) {
 	return d, f, path
 }
 
+func tagOf(_ *testing.T, n int) string { return fmt.Sprintf("test-%d-fuse-%d", os.Getpid(), n) }
+
+func attached(t *testing.T, path string, o loop.Options) string {
+	t.Helper()
+	device, err := loop.Attach(t.Context(), path, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := loop.Detach(context.Background(), device, path, o.Tag); err != nil {
+			t.Error(err)
+		}
+	})
+	return device
+}
+
 // inside is run in a mount namespace of its own.
 const inside = `set -e
 mount -t ext4 "$1" "$2"
@@ -119,7 +137,7 @@ func TestFileSystem(t *testing.T) {
 	for name, direct := range map[string]bool{"page cache": false, "direct": true} {
 		t.Run(name, func(t *testing.T) {
 			d, _, path := exported(t)
-			o := Options{Tag: tagOf(t, 1), DirectIO: direct}
+			o := loop.Options{Tag: tagOf(t, 1), DirectIO: direct}
 			device := attached(t, path, o)
 			run(t, "mkfs.ext4", "-q", device)
 			trimmed, _ := d.counts()
@@ -138,7 +156,7 @@ func TestFileSystem(t *testing.T) {
 				t.Errorf("fstrim gave back %d bytes, %d flushes", after-trimmed, flushes)
 			}
 			run(t, "e2fsck", "-fn", device)
-			if err := Detach(t.Context(), device, path, o.Tag); err != nil {
+			if err := loop.Detach(t.Context(), device, path, o.Tag); err != nil {
 				t.Fatal(err)
 			}
 			run(t, "e2fsck", "-fn", path) // all of it is in the device
@@ -152,7 +170,7 @@ func TestFileSystem(t *testing.T) {
 func TestFio(t *testing.T) {
 	labtest.Root(t, "fio")
 	_, _, path := exported(t)
-	device := attached(t, path, Options{Tag: tagOf(t, 1), DirectIO: true})
+	device := attached(t, path, loop.Options{Tag: tagOf(t, 1), DirectIO: true})
 	run(t, "fio", "--name=x", "--filename="+device, "--ioengine=libaio", "--direct=1", "--iodepth=16", "--rw=randwrite", "--bsrange=4k-64k",
 		"--size=16m", "--fsync=32", "--verify=crc32c", "--verify_fatal=1", "--randseed=7")
 }
@@ -164,7 +182,7 @@ func TestDeviceOfDeadFile(t *testing.T) {
 	for name, after := range map[string]time.Duration{"at once": 0, "later": 1100 * time.Millisecond} { // attributes are good for a second
 		t.Run(name, func(t *testing.T) {
 			_, f, path := exported(t)
-			device := attached(t, path, Options{Tag: tagOf(t, 1)})
+			device := attached(t, path, loop.Options{Tag: tagOf(t, 1)})
 			run(t, "dd", "if=/dev/zero", "of="+device, "bs=64k", "count=4", "status=none")
 			if err := f.Close(); err != nil {
 				t.Error(err)
@@ -174,11 +192,11 @@ func TestDeviceOfDeadFile(t *testing.T) {
 			}
 			time.Sleep(after)
 			if after > 0 {
-				if err := Detach(t.Context(), device, path+"-other", tagOf(t, 1)); err == nil {
+				if err := loop.Detach(t.Context(), device, path+"-other", tagOf(t, 1)); err == nil {
 					t.Error("detached for another file")
 				}
 			}
-			if err := Detach(t.Context(), device, path, tagOf(t, 1)); err != nil {
+			if err := loop.Detach(t.Context(), device, path, tagOf(t, 1)); err != nil {
 				t.Error(err)
 			}
 		})
