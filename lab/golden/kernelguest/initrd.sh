@@ -11,7 +11,7 @@ for word in $(cat /proc/cmdline); do
 	programs=*) programs=${word#programs=} ;;
 	esac
 done
-mount -t ext4 -o noatime,nodiscard /dev/vda /root &&
+mount -t ext4 -o noatime,noinit_itable /dev/vda /root &&
 	mount -t ext4 -o ro "$programs" /root/programs || {
 	echo "kernel guest: no root or no programs" >/dev/console
 	poweroff -f

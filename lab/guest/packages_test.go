@@ -1,0 +1,184 @@
+package guest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"hayloft/internal/command"
+	"hayloft/lab/labtest"
+)
+
+const (
+	innerDisks    = 4
+	innerDiskSize = 1 << 30
+	// innerLimit is how long one test may take in the guest: time that a stuck one costs.
+	innerLimit = 4 * time.Minute
+	allLimit   = 13 * time.Minute
+)
+
+// TestGuestPackages runs all tests for the kernel guest, of all packages, each as a test of its own here.
+func TestGuestPackages(t *testing.T) {
+	labtest.Root(t, "qemu-system-x86_64", "go")
+	ctx, cancel := context.WithTimeout(t.Context(), allLimit)
+	defer cancel()
+	all, err := discover("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	chosen := choose(t, all)
+	if len(chosen) == 0 {
+		t.Fatal("no tests for the kernel guest")
+	}
+	r := &runner{config: Config{Dir: t.TempDir(), Programs: map[string]string{}, Disks: make([]Disk, innerDisks),
+		Log: func(line string) { say(t, "%s", line) }}}
+	for i := range r.config.Disks {
+		r.config.Disks[i].Size = innerDiskSize
+	}
+	programs := t.TempDir()
+	compiled := map[string]error{}
+	for _, p := range chosen {
+		began := time.Now()
+		files, err := p.compile(ctx, programs)
+		compiled[p.path] = err
+		maps.Copy(r.config.Programs, files)
+		say(t, "compiled %s in %.1f s", p.path, time.Since(began).Seconds())
+	}
+	defer r.end()
+	for _, p := range chosen {
+		t.Run(p.path, func(t *testing.T) {
+			if err := compiled[p.path]; err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range p.tests {
+				t.Run(name, func(t *testing.T) { r.run(ctx, t, p, name) })
+			}
+		})
+	}
+}
+
+// say is for whoever watches a run, and the log.
+func say(t *testing.T, format string, args ...any) {
+	t.Helper()
+	t.Logf(format, args...)
+}
+
+// choose keeps what HAYLOFT_GUEST_PACKAGES and HAYLOFT_GUEST_RUN match; all without them.
+func choose(t *testing.T, all []inner) []inner {
+	packages, err := regexp.Compile(os.Getenv("HAYLOFT_GUEST_PACKAGES"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := regexp.Compile(os.Getenv("HAYLOFT_GUEST_RUN"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var chosen []inner
+	for _, p := range all {
+		if !packages.MatchString("hayloft/" + p.path) {
+			continue
+		}
+		var tests []string
+		for _, name := range p.tests {
+			if names.MatchString(name) {
+				tests = append(tests, name)
+			}
+		}
+		if p.tests = tests; len(tests) > 0 {
+			chosen = append(chosen, p)
+		}
+	}
+	return chosen
+}
+
+// runner has a guest that goes from test to test, until one leaves it unfit for the next.
+type runner struct {
+	config Config
+	guest  *Guest // nil: to be started
+	clean  string // what leftovers says of a fresh guest
+	cpu    float64
+}
+
+func (r *runner) end() {
+	if r.guest == nil {
+		return
+	}
+	r.cpu += r.guest.CPUSeconds()
+	r.guest.PowerCut()
+	for _, d := range r.guest.config.Disks {
+		os.Remove(d.File) // the next guest gets empty ones
+	}
+	r.guest = nil
+}
+
+func (r *runner) begin(ctx context.Context, t *testing.T) {
+	if r.guest != nil {
+		return
+	}
+	g, err := Start(ctx, r.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.guest = g
+	r.clean = r.leftovers(ctx, t)
+}
+
+// run runs one test in the guest, which must pass, not be skipped, and leave nothing behind.
+func (r *runner) run(ctx context.Context, t *testing.T, p inner, name string) {
+	r.begin(ctx, t)
+	dir := path.Join("/programs", path.Dir(p.program()))
+	outer, cancel := context.WithTimeout(ctx, innerLimit+10*time.Second)
+	defer cancel()
+	var output bytes.Buffer
+	before := r.guest.CPUSeconds()
+	exit, err := r.guest.Stream(outer, command.Cmd{Name: path.Join("/programs", p.program()), Dir: dir,
+		Args: []string{"-test.v", "-test.run=^" + name + "$", "-test.timeout=" + innerLimit.String()},
+		Env:  []string{"HAYLOFT_GUEST=1", "HAYLOFT_LAB=1", "HAYLOFT_GUEST_DISKS=" + strings.Join(r.guest.DiskPaths(), " ")}}, &output, &output)
+	t.Logf("%.1f s of CPU; in the guest:\n%s", r.guest.CPUSeconds()-before, output.Bytes())
+	switch {
+	case err != nil:
+		t.Error(err)
+	case !strings.Contains("\n"+output.String(), "\n--- PASS: "+name+" ("):
+		t.Errorf("%s %s did not pass in the guest: exit status %d", p.path, name, exit)
+	case exit != 0:
+		t.Errorf("%s %s passed, but its program failed: exit status %d", p.path, name, exit)
+	default:
+		if left := r.leftovers(ctx, t); left != r.clean {
+			t.Errorf("%s %s left devices or mounts behind: %s", p.path, name, without(left, r.clean))
+		}
+	}
+	if t.Failed() {
+		t.Logf("console: %s", r.guest.Console())
+		r.end()
+	}
+}
+
+// leftovers lists the devices and mounts of the guest that tests make; what kernel modules make stays.
+func (r *runner) leftovers(ctx context.Context, t *testing.T) string {
+	const list = `udevadm settle
+for d in /sys/block/dm-* /sys/block/bcache* /sys/block/rbd* /sys/block/sd* /sys/block/loop*/loop /sys/block/nbd*/pid; do [ ! -e $d ] || echo $d; done
+while read -r what where kind rest; do case $kind in nfsd|rpc_pipefs|configfs|debugfs|tracefs) ;; *) echo "$what at $where" ;; esac; done </proc/mounts`
+	out, err := r.guest.Run(ctx, command.Cmd{Name: "/bin/sh", Args: []string{"-c", list}})
+	if err != nil {
+		t.Error(fmt.Errorf("what the test left behind: %w", err))
+	}
+	return string(out)
+}
+
+// without keeps the lines that the other text has not got.
+func without(text, other string) string {
+	var more []string
+	for line := range strings.Lines(text) {
+		if !strings.Contains("\n"+other, "\n"+line) {
+			more = append(more, strings.TrimSpace(line))
+		}
+	}
+	return strings.Join(more, ", ")
+}
