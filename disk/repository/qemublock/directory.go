@@ -1,0 +1,79 @@
+package qemublock
+
+import (
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Unprivileged user ids for children, each its own: a range that no distribution assigns (see UIDS-GIDS of systemd).
+const (
+	firstUID = 0x7e000000
+	uids     = 1 << 20
+)
+
+const dirPrefix = "hayloft-qemublock-"
+
+// private is a directory that only one child and its owner can enter. It is locked for as long as its owner lives, so
+// that what a killed one left can be told from what is in use.
+type private struct {
+	path string
+	lock *os.File
+	uid  int // of the child; -1: our own
+}
+
+func newPrivate() (*private, error) {
+	sweep()
+	for range 3 {
+		path, err := os.MkdirTemp("", dirPrefix)
+		if err != nil {
+			return nil, err
+		}
+		lock, err := lockDir(path)
+		if err != nil { // another one's sweep was faster
+			_ = os.RemoveAll(path)
+			continue
+		}
+		p := &private{path: path, lock: lock, uid: -1}
+		if os.Geteuid() == 0 {
+			p.uid = firstUID + rand.IntN(uids)
+			err = os.Chown(path, p.uid, p.uid)
+		}
+		if err != nil {
+			return nil, errors.Join(err, p.remove())
+		}
+		return p, nil
+	}
+	return nil, errors.New("no private directory to be had in " + os.TempDir())
+}
+
+func lockDir(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (p *private) remove() error {
+	err := os.RemoveAll(p.path)
+	return errors.Join(err, p.lock.Close())
+}
+
+// sweep removes directories of processes that died.
+func sweep() {
+	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*"))
+	for _, dir := range dirs {
+		if lock, err := lockDir(dir); err == nil {
+			_ = os.RemoveAll(dir)
+			lock.Close()
+		}
+	}
+}
