@@ -13,10 +13,11 @@ import (
 	"time"
 
 	"hayloft/cloud/fault"
+	"hayloft/disk/repository/attempt"
 	"hayloft/lab/httplab"
 )
 
-var quick = patience{stall: 200 * time.Millisecond, attempts: 3, first: time.Millisecond, longest: 10 * time.Millisecond}
+var quick = attempt.Patience{Stall: 200 * time.Millisecond, Attempts: 3, First: time.Millisecond, Longest: 10 * time.Millisecond}
 
 // liar serves one object at every name, with the faults that a test wants.
 type liar struct {

@@ -26,6 +26,8 @@ import (
 	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/repository"
+	"hayloft/disk/repository/attempt"
+	"hayloft/disk/repository/secret"
 )
 
 const (
@@ -42,7 +44,7 @@ type Repository struct {
 	client    *nethttp.Client
 	transport *nethttp.Transport
 	login     login
-	patience  patience
+	patience  attempt.Patience
 	slots     chan struct{} // of requests under way
 }
 
@@ -60,7 +62,7 @@ func New(r disk.Repository) (*Repository, error) {
 	if err != nil {
 		return nil, fault.Errorf(fault.ClassOf(err), "%s: %w", label, err)
 	}
-	roots, err := readRoots(r.Options["CA_FILE"])
+	roots, err := secret.Roots(r.Options["CA_FILE"])
 	if err != nil {
 		return nil, fault.Errorf(fault.ClassOf(err), "%s: %w", label, err)
 	}
@@ -74,11 +76,11 @@ func New(r disk.Repository) (*Repository, error) {
 		ForceAttemptHTTP2:     true,
 		DisableCompression:    true, // a range of what is compressed is not a range of the object
 		ReadBufferSize:        64 << 10,
-		ResponseHeaderTimeout: defaultPatience.stall,
+		ResponseHeaderTimeout: attempt.Default().Stall,
 	}
 	client := &nethttp.Client{Transport: transport, CheckRedirect: checkRedirect}
 	return &Repository{label: label, base: base, client: client, transport: transport, login: login,
-		patience: defaultPatience, slots: make(chan struct{}, maxRequests)}, nil
+		patience: attempt.Default(), slots: make(chan struct{}, maxRequests)}, nil
 }
 
 func parseBase(s string) (*url.URL, error) {

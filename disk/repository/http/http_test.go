@@ -18,6 +18,7 @@ import (
 	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/repository"
+	"hayloft/disk/repository/attempt"
 	"hayloft/disk/repository/repositorytest"
 	"hayloft/lab/httplab"
 )
@@ -165,7 +166,7 @@ func TestUnreachable(t *testing.T) {
 	if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "datastore 7 (http://127.0.0.1:1/x): object a: gave up after 3 attempts: ") {
 		t.Error(err)
 	}
-	r.patience = defaultPatience
+	r.patience = attempt.Default()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := r.Stat(ctx, "a"); !errors.Is(err, context.Canceled) {

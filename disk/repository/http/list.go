@@ -12,6 +12,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/repository"
+	"hayloft/disk/repository/attempt"
 )
 
 const (
@@ -72,14 +73,14 @@ func (r *Repository) readListing(ctx context.Context, to *Listing) error {
 	}
 	body := &io.LimitedReader{R: p, N: maxIndex}
 	err = json.NewDecoder(body).Decode(to)
-	var t *transient
+	var t *attempt.Transient
 	switch {
 	case err == nil || errors.As(err, &t):
 		return err
 	case body.N == 0:
 		return fault.Errorf(fault.Corrupt, "more than %d bytes", maxIndex)
 	case errors.Is(err, io.ErrUnexpectedEOF) && p.ContentLength >= 0 && maxIndex-body.N < p.ContentLength:
-		return &transient{err: err}
+		return &attempt.Transient{Err: err}
 	}
 	return fault.Errorf(fault.Corrupt, "%w", err)
 }

@@ -8,6 +8,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/repository"
+	"hayloft/disk/repository/attempt"
 )
 
 // source is one version of an object. Nothing is held open: connections belong to the repository.
@@ -82,7 +83,7 @@ func (s *source) readRange(p []byte, offset int64) (int, error) {
 	}
 	n, err := io.ReadFull(reply, p[:length])
 	if err == io.EOF || err == io.ErrUnexpectedEOF {
-		err = &transient{err: io.ErrUnexpectedEOF}
+		err = &attempt.Transient{Err: io.ErrUnexpectedEOF}
 	}
 	return n, err
 }

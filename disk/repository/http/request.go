@@ -6,77 +6,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	nethttp "net/http"
 	"net/url"
 	"strconv"
 	"time"
 
 	"hayloft/cloud/fault"
+	"hayloft/disk/repository/attempt"
 )
-
-// patience says how long and how often.
-type patience struct {
-	stall    time.Duration // without a byte from the server
-	attempts int           // of one request, the first included
-	first    time.Duration // pause after the first failure; it doubles
-	longest  time.Duration // pause, also when the server asks for more
-}
-
-var defaultPatience = patience{stall: 30 * time.Second, attempts: 6, first: 200 * time.Millisecond, longest: 10 * time.Second}
-
-// progress is so many bytes that a request which brought them counts as a success for the number of attempts.
-const progress = 256 << 10
-
-// transient is a failure that may be over soon.
-type transient struct {
-	err   error
-	after time.Duration // that the server asks to wait; 0: it does not say
-}
-
-func (t *transient) Error() string { return t.err.Error() }
-func (t *transient) Unwrap() error { return t.err }
 
 var errStalled = errors.New("no bytes came")
 
-// retry does f until it succeeds, fails for good or has failed too often; f says how many bytes it brought. What
-// ends it is classified.
+// retry does f as attempt.Retry does.
 func (r *Repository) retry(ctx context.Context, f func() (int, error)) error {
-	for failures := 0; ; {
-		n, err := f()
-		var t *transient
-		switch {
-		case err == nil:
-			return nil
-		case ctx.Err() != nil:
-			return ended(ctx)
-		case !errors.As(err, &t):
-			return err
-		}
-		if failures++; n >= progress {
-			failures = 1
-		}
-		if failures >= r.patience.attempts {
-			return fault.Errorf(fault.Unavailable, "gave up after %d attempts: %w", failures, t.err)
-		}
-		pause := min(r.patience.first<<(failures-1), r.patience.longest)
-		pause += rand.N(pause/4 + 1) // many hosts begin at the same time
-		timer := time.NewTimer(max(pause, min(t.after, r.patience.longest)))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return ended(ctx)
-		}
-	}
-}
-
-func ended(ctx context.Context) error {
-	err := context.Cause(ctx)
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return fault.Errorf(fault.Unavailable, "no answer in time: %w", err)
-	}
-	return err
+	return attempt.Retry(ctx, r.patience, f)
 }
 
 // reply is a response that is given up when it stalls.
@@ -114,7 +57,7 @@ func (p *reply) failed(err error) error {
 	if cause := context.Cause(p.ctx); cause == errStalled {
 		err = fmt.Errorf("%w for %v", errStalled, p.stall)
 	}
-	return &transient{err: bare(err)}
+	return &attempt.Transient{Err: bare(err)}
 }
 
 // do sends a request and gives what comes back, whatever its status; failures of the connection are transient, or
@@ -125,10 +68,10 @@ func (r *Repository) do(ctx context.Context, method string, u *url.URL, header n
 	select {
 	case r.slots <- struct{}{}:
 	case <-ctx.Done():
-		return nil, ended(ctx)
+		return nil, attempt.Ended(ctx)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	p := &reply{ctx: ctx, cancel: cancel, stall: r.patience.stall, slots: r.slots}
+	p := &reply{ctx: ctx, cancel: cancel, stall: r.patience.Stall, slots: r.slots}
 	p.timer = time.AfterFunc(p.stall, func() { cancel(errStalled) })
 	request := (&nethttp.Request{Method: method, URL: u, Host: u.Host, Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}).WithContext(ctx)
 	err := r.login.sign(request)
@@ -171,7 +114,7 @@ func refused(p *reply) error {
 	case nethttp.StatusTooManyRequests, nethttp.StatusRequestTimeout, nethttp.StatusTooEarly, nethttp.StatusInternalServerError,
 		nethttp.StatusBadGateway, nethttp.StatusServiceUnavailable, nethttp.StatusGatewayTimeout:
 		seconds, _ := strconv.Atoi(p.Header.Get("Retry-After"))
-		return &transient{err: err, after: time.Duration(max(0, min(seconds, 3600))) * time.Second}
+		return &attempt.Transient{Err: err, After: time.Duration(max(0, min(seconds, 3600))) * time.Second}
 	default:
 		return fault.As(fault.Unsupported, err)
 	}
