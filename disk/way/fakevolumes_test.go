@@ -2,6 +2,7 @@ package way
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk"
+	"hayloft/disk/export/loop"
 	"hayloft/disk/localstore"
 )
 
@@ -21,6 +23,7 @@ type fakeVolumes struct {
 	dir       string
 	max       int64
 	snapshots bool
+	block     bool // by loop devices
 
 	mu     sync.Mutex
 	calls  []string
@@ -28,7 +31,10 @@ type fakeVolumes struct {
 	open   map[string]bool // volumes that are in use
 }
 
-const fakeExtent = 64 << 10
+const (
+	fakeExtent = 64 << 10
+	loopTag    = "volume"
+)
 
 var _ localstore.Volumes = (*fakeVolumes)(nil)
 
@@ -74,7 +80,29 @@ func (f *fakeVolumes) find(name string) (localstore.Volume, error) {
 	if err != nil {
 		return localstore.Volume{}, fault.Errorf(fault.NotFound, "volume %s: there is none", name)
 	}
-	return localstore.Volume{Name: name, Path: f.path(name), Size: fi.Size(), Taken: fi.Size()}, nil
+	v := localstore.Volume{Name: name, Path: f.path(name), Size: fi.Size(), Taken: fi.Size()}
+	if f.block {
+		v.Block = true
+		if v.Path, err = loop.Find(f.path(name), loopTag); fault.Is(err, fault.NotFound) {
+			v.Path, err = loop.Attach(context.Background(), f.path(name), loop.Options{Tag: loopTag})
+		}
+	}
+	return v, err
+}
+
+// detach has no loop device stand on a volume.
+func (f *fakeVolumes) detach(name string) error {
+	if !f.block {
+		return nil
+	}
+	device, err := loop.Find(f.path(name), loopTag)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return loop.Detach(context.Background(), device, f.path(name), loopTag)
 }
 
 func (f *fakeVolumes) provision(s localstore.VolumeSpec) (localstore.Volume, error) {
@@ -91,15 +119,16 @@ func (f *fakeVolumes) provision(s localstore.VolumeSpec) (localstore.Volume, err
 	}
 	defer file.Close()
 	if size > before {
-		err = file.Truncate(size)
-	}
-	if err == nil {
-		err = own(f.path(s.Name), s.UID, s.GID)
+		err = errors.Join(f.detach(s.Name), file.Truncate(size))
 	}
 	if err != nil {
 		return localstore.Volume{}, err
 	}
-	return f.find(s.Name)
+	v, err := f.find(s.Name)
+	if err == nil {
+		err = own(v.Path, s.UID, s.GID)
+	}
+	return v, err
 }
 
 func (f *fakeVolumes) Provision(_ context.Context, s localstore.VolumeSpec) (localstore.Volume, error) {
@@ -147,7 +176,7 @@ func (f *fakeVolumes) Rename(_ context.Context, from, to string) (localstore.Vol
 	if _, err := f.find(to); err == nil {
 		return localstore.Volume{}, fault.Errorf(fault.Exists, "volume %s", to)
 	}
-	if err := os.Rename(f.path(from), f.path(to)); err != nil {
+	if err := errors.Join(f.detach(from), os.Rename(f.path(from), f.path(to))); err != nil {
 		return localstore.Volume{}, err
 	}
 	return f.find(to)
@@ -162,7 +191,7 @@ func (f *fakeVolumes) Unprovision(_ context.Context, name string) error {
 	if f.open[name] {
 		return fault.Errorf(fault.Busy, "volume %s: is open", name)
 	}
-	return os.RemoveAll(f.path(name))
+	return errors.Join(f.detach(name), os.RemoveAll(f.path(name)))
 }
 
 func (f *fakeVolumes) Find(_ context.Context, name string) (localstore.Volume, error) {

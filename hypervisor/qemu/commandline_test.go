@@ -60,6 +60,12 @@ func TestCommandLine(t *testing.T) {
 			m.Disks[0].Cache = "none"
 			m.Disks[1].Device = device.Device{Kind: device.NBD, Path: "/run/hayloft/0a1b2c3d/7.1", Format: device.Raw, ReadOnly: true}
 		}), tcg},
+		{"volumes", with(func(m *hypervisor.Machine) {
+			m.Disks[0].Device = device.Device{Kind: device.Block, Path: "/dev/vg/7.0", Format: device.QCOW2,
+				Backing: &device.Device{Kind: device.NBD, Path: "/run/hayloft/0a1b2c3d/7.0", Format: device.Raw, ReadOnly: true}}
+			m.Disks[0].Cache, m.Disks[0].Discard = "none", true
+			m.Disks[1].Device = device.Device{Kind: device.Block, Path: "/dev/vg/7.1", Format: device.Raw}
+		}), tcg},
 		{"microvm", with(func(m *hypervisor.Machine) {
 			m.Boot = hypervisor.Boot{Kernel: "/k", Initrd: "/i", CommandLine: "console=ttyS0 root=/dev/vda"}
 			m.Disks = append(m.Disks[:1], hypervisor.Disk{ID: 1, Target: "vdb", CDROM: true, Device: device.Device{Kind: device.File, Path: "/c"}},
