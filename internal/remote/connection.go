@@ -1,0 +1,184 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pkg/sftp"
+	"golang.org/x/crypto/ssh"
+
+	"hayloft/cloud/fault"
+)
+
+// connection is one login at a host, with what runs over it.
+type connection struct {
+	host   *Host
+	client *ssh.Client
+	socket net.Conn
+	done   chan struct{} // closed when it is lost or closed
+
+	// Under host.mu:
+	refs     int // leases and sessions
+	sessions int
+	most     int // sessions that the host allows, as far as is known
+	idle     *time.Timer
+	cause    error // why it is lost
+
+	worked  atomic.Bool // a session was opened once
+	opening sync.Mutex  // held while the SFTP client is made
+	files   *sftp.Client
+}
+
+// connect dials and logs in. ctx bounds it, as does the configured limit.
+func (h *Host) connect(ctx context.Context) (*connection, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, h.config.ConnectLimit,
+		fault.Errorf(fault.Unavailable, "host %s: no connection within %v", h, h.config.ConnectLimit))
+	defer cancel()
+	keys, err := readHostKeys(h.config.KnownHostsFile)
+	if err != nil {
+		return nil, fmt.Errorf("host %s: %w", h, err)
+	}
+	me, err := newLogin(ctx, h.config.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("host %s: %w", h, err)
+	}
+	defer me.close()
+	dialer := net.Dialer{}
+	socket, err := dialer.DialContext(ctx, "tcp", h.at.dial())
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return nil, fault.Errorf(fault.Unavailable, "host %s: %w", h, err)
+	}
+	unwatch := context.AfterFunc(ctx, func() { socket.Close() })
+	client, channels, requests, err := ssh.NewClientConn(socket, h.at.dial(), &ssh.ClientConfig{
+		User:              h.at.user,
+		Auth:              []ssh.AuthMethod{ssh.PublicKeys(me.signers...)},
+		HostKeyCallback:   keys.callback,
+		HostKeyAlgorithms: keys.algorithms(h.at.dial(), socket.RemoteAddr()),
+	})
+	if !unwatch() && err == nil {
+		client.Close()
+		err = ctx.Err()
+	}
+	if err != nil {
+		socket.Close()
+		return nil, h.refused(ctx, err, me)
+	}
+	c := &connection{host: h, client: ssh.NewClient(client, channels, requests), socket: socket, done: make(chan struct{}), most: maxSessions}
+	h.wait.Go(func() {
+		err := c.client.Wait()
+		c.lose(fmt.Errorf("the connection ended: %w", err))
+		close(c.done)
+		h.forget(c)
+	})
+	h.wait.Go(c.keepAlive)
+	return c, nil
+}
+
+// refused says why a login failed.
+func (h *Host) refused(ctx context.Context, err error, me login) error {
+	var partial *ssh.ServerAuthError
+	switch {
+	case fault.ClassOf(err) == fault.Permission: // of the host's key; the library wraps it
+		return fault.Errorf(fault.Permission, "%w", err)
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.As(err, &partial), strings.Contains(err.Error(), "unable to authenticate"):
+		return fault.Errorf(fault.Permission, "host %s does not let %s in; shown were: %s", h.at.dial(), h.at.user, me.names())
+	case strings.Contains(err.Error(), "no common algorithm for host key"):
+		return fault.Errorf(fault.Permission, "host %s shows no key of a kind that is known of it: %w", h, err)
+	}
+	return fault.Errorf(fault.Unavailable, "host %s: %w", h, err)
+}
+
+// keepAlive asks from time to time whether the host is there, and gives the connection up when it is not.
+func (c *connection) keepAlive() {
+	ticker := time.NewTicker(c.host.config.KeepAlive)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+		case <-c.done:
+			return
+		}
+		answer := make(chan error, 1)
+		c.host.wait.Go(func() {
+			_, _, err := c.client.SendRequest("keepalive@openssh.com", true, nil)
+			answer <- err
+		})
+		limit := time.NewTimer(c.host.config.DeadAfter)
+		select {
+		case <-answer:
+		case <-limit.C:
+			c.lose(fmt.Errorf("it has not answered for %v", c.host.config.DeadAfter))
+		case <-c.done:
+		}
+		limit.Stop()
+	}
+}
+
+// lose ends the connection; what waits for it gets errors. The first cause is kept.
+func (c *connection) lose(cause error) {
+	c.host.mu.Lock()
+	if c.cause == nil {
+		c.cause = cause
+	}
+	c.host.mu.Unlock()
+	c.socket.Close() // not the client: a write that hangs must not keep us
+}
+
+// isLost asks the host once more when something on the connection ended as it does not by itself.
+func (c *connection) isLost() bool {
+	if _, _, err := c.client.SendRequest("keepalive@openssh.com", true, nil); err != nil {
+		<-c.done
+		return true
+	}
+	return false
+}
+
+// err is what those get who waited for a connection that is lost.
+func (c *connection) err() error {
+	c.host.mu.Lock()
+	defer c.host.mu.Unlock()
+	if c.cause == nil {
+		return fault.Errorf(fault.Unavailable, "host %s: the connection is in trouble", c.host)
+	}
+	return fault.Errorf(fault.Unavailable, "host %s: %w", c.host, c.cause)
+}
+
+// bigPacket is what sftp-server of OpenSSH takes and gives at once, in bytes; others promise only 32 KiB.
+const bigPacket = 255 << 10
+
+// sftp gives the one SFTP client of the connection.
+func (c *connection) sftp(ctx context.Context) (*sftp.Client, error) {
+	c.opening.Lock()
+	defer c.opening.Unlock()
+	if c.files != nil {
+		return c.files, nil
+	}
+	stop := context.AfterFunc(ctx, func() { c.lose(fmt.Errorf("SFTP: %w", ctx.Err())) })
+	defer stop()
+	files, err := sftp.NewClient(c.client)
+	if err != nil {
+		if ctx.Err() != nil || c.isLost() {
+			return nil, c.err()
+		}
+		return nil, fault.Errorf(fault.Unsupported, "host %s gives no SFTP: %w", c.host, err)
+	}
+	if _, ok := files.HasExtension("limits@openssh.com"); ok {
+		if err := sftp.MaxPacketUnchecked(bigPacket)(files); err != nil {
+			return nil, err
+		}
+	}
+	c.files = files
+	c.worked.Store(true)
+	return files, nil
+}

@@ -1,0 +1,301 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/pkg/sftp"
+	"golang.org/x/crypto/ssh"
+
+	"hayloft/cloud/fault"
+	"hayloft/internal/command"
+)
+
+const (
+	maxSessions    = 9 // of one connection, SFTP counted; OpenSSH allows 10 by default
+	maxConnections = 8
+)
+
+// Host is another host. All methods are safe for concurrent use. It implements command.Runner.
+type Host struct {
+	config Config
+	at     address
+	dial   chan struct{} // holds the turn to connect
+	ctx    context.Context
+	cancel context.CancelFunc
+	wait   sync.WaitGroup
+
+	mu     sync.Mutex
+	conns  []*connection
+	closed bool
+}
+
+var _ command.Runner = (*Host)(nil)
+
+// New describes a host; nothing is contacted yet. fault.Invalid for what cannot be an address.
+func New(c Config) (*Host, error) {
+	at, err := parseAddress(c.Address)
+	if err != nil {
+		return nil, err
+	}
+	if at, err = at.withUser(); err != nil {
+		return nil, err
+	}
+	h := &Host{config: c.withDefaults(), at: at, dial: make(chan struct{}, 1)}
+	h.ctx, h.cancel = context.WithCancel(context.Background())
+	return h, nil
+}
+
+// String is user@host:port.
+func (h *Host) String() string { return h.at.String() }
+
+// Hostname is the host without user and port, as it was given.
+func (h *Host) Hostname() string { return h.at.host }
+
+// Close ends all connections and what runs over them.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	h.closed = true
+	conns := append([]*connection(nil), h.conns...)
+	h.mu.Unlock()
+	h.cancel()
+	for _, c := range conns {
+		c.lose(errors.New("closed by us"))
+	}
+	h.wait.Wait()
+	return nil
+}
+
+// Conn is a share in a connection; it stays open until the last is released. It can be lost: see Done.
+type Conn struct {
+	c    *connection
+	once sync.Once
+}
+
+// Connect gives a share in the connection that is there, or makes one. Errors: fault.Unavailable when the host
+// cannot be reached, fault.Permission when it is not the right one or does not let us in.
+func (h *Host) Connect(ctx context.Context) (*Conn, error) {
+	c, err := h.take(ctx, func(c *connection) bool { return true })
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{c: c}, nil
+}
+
+// Release gives the share back.
+func (c *Conn) Release() { c.once.Do(func() { c.c.host.release(c.c, false) }) }
+
+// Done is closed when the connection is lost.
+func (c *Conn) Done() <-chan struct{} { return c.c.done }
+
+// Err says why the connection is lost: fault.Unavailable.
+func (c *Conn) Err() error { return c.c.err() }
+
+// Lose ends the connection for all who share it, for one who knows that it is of no use any more.
+func (c *Conn) Lose(cause error) { c.c.lose(cause) }
+
+// SFTP is the client of the connection's one SFTP session, ready for packets of 255 KiB where the host is. It ends
+// with the connection: don't close it. fault.Unsupported when the host has no SFTP.
+func (c *Conn) SFTP(ctx context.Context) (*sftp.Client, error) { return c.c.sftp(ctx) }
+
+// Run is Host.Run on this very connection.
+func (c *Conn) Run(ctx context.Context, cmd command.Cmd) ([]byte, error) {
+	c.c.host.mu.Lock()
+	c.c.refs++
+	c.c.sessions++
+	c.c.host.mu.Unlock()
+	defer c.c.host.release(c.c, true)
+	session, err := c.c.open(ctx)
+	if err != nil {
+		return nil, c.c.noSession(ctx, err)
+	}
+	return c.c.run(ctx, session, cmd)
+}
+
+// take gives a live connection that fits, with a reference on it, or makes one.
+func (h *Host) take(ctx context.Context, fits func(*connection) bool) (*connection, error) {
+	for {
+		c, err := h.find(fits)
+		if c != nil || err != nil {
+			return c, err
+		}
+		select {
+		case h.dial <- struct{}{}:
+		case <-ctx.Done():
+			return nil, h.ended(ctx)
+		}
+		c, err = h.find(fits) // somebody else may have made one while we waited
+		if c == nil && err == nil {
+			c, err = h.add(ctx)
+		}
+		<-h.dial
+		return c, err
+	}
+}
+
+// add makes a connection, with a reference on it.
+func (h *Host) add(ctx context.Context) (*connection, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(h.ctx, cancel)()
+	c, err := h.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		c.socket.Close()
+		return nil, h.closedErr()
+	}
+	c.refs = 1
+	h.conns = append(h.conns, c)
+	return c, nil
+}
+
+func (h *Host) closedErr() error { return fault.Errorf(fault.Unavailable, "host %s: closed", h) }
+
+func (h *Host) ended(ctx context.Context) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fault.Errorf(fault.Unavailable, "host %s: no answer in time: %w", h, ctx.Err())
+	}
+	return fmt.Errorf("host %s: %w", h, ctx.Err())
+}
+
+// find takes a reference on a connection that is there; nil when none fits.
+func (h *Host) find(fits func(*connection) bool) (*connection, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil, h.closedErr()
+	}
+	live := 0
+	for _, c := range h.conns {
+		if c.cause != nil {
+			continue
+		}
+		live++
+		if fits(c) {
+			if c.refs++; c.idle != nil {
+				c.idle.Stop()
+				c.idle = nil
+			}
+			return c, nil
+		}
+	}
+	if live >= maxConnections {
+		return nil, fault.Errorf(fault.Busy, "host %s: %d connections are full of running programs", h, live)
+	}
+	return nil, nil
+}
+
+// release gives a reference back; the last one leaves the connection to its idle time.
+func (h *Host) release(c *connection, session bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c.refs--
+	if session {
+		c.sessions--
+	}
+	if c.refs > 0 || c.cause != nil {
+		return
+	}
+	var timer *time.Timer
+	timer = time.AfterFunc(h.config.Idle, func() {
+		h.mu.Lock()
+		still := c.refs == 0 && c.idle == timer
+		if still && c.cause == nil {
+			c.cause = errors.New("it was idle")
+		}
+		h.mu.Unlock()
+		if still {
+			c.socket.Close()
+		}
+	})
+	c.idle = timer
+}
+
+// forget drops a connection that has ended.
+func (h *Host) forget(c *connection) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if c.idle != nil {
+		c.idle.Stop()
+	}
+	for i, other := range h.conns {
+		if other == c {
+			h.conns = append(h.conns[:i], h.conns[i+1:]...)
+			return
+		}
+	}
+}
+
+// session opens a session on a connection that has room for one. The caller releases the connection.
+func (h *Host) session(ctx context.Context) (*connection, *ssh.Session, error) {
+	for {
+		c, err := h.take(ctx, func(c *connection) bool { return c.sessions+1 < c.most }) // one is SFTP's
+		if err != nil {
+			return nil, nil, err
+		}
+		h.mu.Lock()
+		c.sessions++
+		open := c.sessions
+		h.mu.Unlock()
+		session, err := c.open(ctx)
+		if err == nil {
+			c.worked.Store(true)
+			return c, session, nil
+		}
+		h.mu.Lock()
+		alone := c.sessions == 1 && !c.worked.Load()
+		h.mu.Unlock()
+		h.release(c, true)
+		var no *ssh.OpenChannelError
+		if !errors.As(err, &no) || alone {
+			return nil, nil, c.noSession(ctx, err)
+		}
+		h.mu.Lock()
+		c.most = open // this host allows fewer
+		h.mu.Unlock()
+	}
+}
+
+// open opens a session. One that comes when its caller has left is closed again.
+func (c *connection) open(ctx context.Context) (*ssh.Session, error) {
+	type opened struct {
+		session *ssh.Session
+		err     error
+	}
+	answer := make(chan opened)
+	c.host.wait.Go(func() {
+		session, err := c.client.NewSession()
+		select {
+		case answer <- opened{session, err}:
+		case <-ctx.Done():
+			if err == nil {
+				session.Close()
+			}
+		}
+	})
+	select {
+	case o := <-answer:
+		return o.session, o.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// noSession is what those get whose session could not be opened.
+func (c *connection) noSession(ctx context.Context, err error) error {
+	var no *ssh.OpenChannelError
+	switch {
+	case ctx.Err() != nil:
+		return c.host.ended(ctx)
+	case errors.As(err, &no):
+		return fault.Errorf(fault.Unavailable, "host %s: no session: %w", c.host, err)
+	}
+	return c.err()
+}
