@@ -11,7 +11,7 @@ import (
 // defaults fills in the rooms beside this one.
 func (c *Config) defaults() {
 	if c.Files == "" {
-		c.Files = filepath.Clean(c.StateDir) + ".files"
+		c.Files = filesOf(c.StateDir)
 	}
 	if c.Base == nil {
 		c.Base = base.Open
@@ -20,7 +20,9 @@ func (c *Config) defaults() {
 		c.Volume = volume.Open
 	}
 	if c.Present == nil {
-		f := &files{dir: c.Files, state: filepath.Join(c.StateDir, "fuse.state"), log: c.Log}
+		f := &files{dir: c.Files, state: filepath.Join(c.StateDir, fuseState), wait: c.Patience, log: c.Log}
 		c.Present = map[Kind]Presenter{NBD: nbdPresenter{nbd.NewBudget(), c.Log}, FUSE: f, Loop: newLoops(f)}
 	}
 }
+
+func filesOf(stateDir string) string { return filepath.Clean(stateDir) + ".files" }

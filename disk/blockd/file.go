@@ -18,13 +18,16 @@ import (
 	"hayloft/disk/export/loop"
 )
 
+const fuseState = "fuse.state" // in the state directory
+
 // files is the one FUSE file system of a daemon, which is mounted when it is needed first. It implements Presenter:
 // the path of an export becomes a symbolic link to its file.
 //
 // Who has a file or block device open when the process dies, or makes room for another build, waits for the next one.
 type files struct {
 	dir   string
-	state string // see fuse.Config
+	state string        // see fuse.Config
+	wait  time.Duration // of requests, for the next process, see fuse.Config
 	log   *slog.Logger
 
 	mu     sync.Mutex
@@ -59,7 +62,7 @@ func (f *files) mounted() (*fuse.FileSystem, error) {
 	if f.system == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), presentLimit)
 		defer cancel()
-		system, err := fuse.Mount(ctx, fuse.Config{Dir: f.dir, State: f.state, Log: f.log})
+		system, err := fuse.Mount(ctx, fuse.Config{Dir: f.dir, State: f.state, Unattended: f.wait, Log: f.log})
 		if err != nil {
 			return nil, err
 		}
@@ -185,6 +188,15 @@ func (p *presentedFile) Close() error {
 }
 
 func (p *presentedFile) leave() { p.files.pause(p.name) }
+
+// Abandon ends what a process that will have no successor left of the files of a state directory, and of the block
+// devices on them: who waits for them gets an error. files is as in Config. fault.Busy when a process serves them.
+func Abandon(stateDir, files string) error {
+	if files == "" {
+		files = filesOf(stateDir)
+	}
+	return fuse.Abandon(files, filepath.Join(stateDir, fuseState))
+}
 
 // link makes path a symbolic link, at once in place of one that is there. Something else there is fault.Exists.
 func link(to, path string) error {

@@ -35,6 +35,7 @@ type Keeper struct {
 	client *Client
 	probe  *Client
 	child  *os.Process // started by Run and not known to have ended; nil: none
+	former []int       // processes started before that, in the same state
 
 	mu      sync.Mutex
 	up      bool
@@ -110,6 +111,7 @@ const (
 	startPoll  = 2 * time.Millisecond
 	startLimit = 10 * time.Second // for a process to answer
 	endPatient = 10 * time.Second // for a process to end that was asked to; then it is killed
+	reapLimit  = 2 * time.Second  // for one to be gone that answers no more: it may be waiting for the next
 	healthy    = time.Second      // one that lived so long is started again at once
 	pauseFirst = 20 * time.Millisecond
 	pauseMost  = 2 * time.Second
@@ -229,6 +231,7 @@ func (k *Keeper) start(ctx context.Context) (*holding, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("blockd: %w", err)
 	}
+	k.letGo()
 	k.child = cmd.Process
 	limit, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
@@ -272,9 +275,10 @@ func (k *Keeper) reap() string {
 	return fmt.Sprintf("exit status %d", status.ExitStatus())
 }
 
-// reapSoon waits for a child whose connections are closed.
+// reapSoon waits for a child whose connections are closed, and lets go of one that takes long: files of its own that
+// it had in use when it was killed are answered for by the next only.
 func (k *Keeper) reapSoon(ctx context.Context) {
-	limit, cancel := context.WithTimeout(ctx, endPatient)
+	limit, cancel := context.WithTimeout(ctx, reapLimit)
 	defer cancel()
 	tick := time.NewTicker(startPoll)
 	defer tick.Stop()
@@ -282,7 +286,21 @@ func (k *Keeper) reapSoon(ctx context.Context) {
 		select {
 		case <-tick.C:
 		case <-limit.Done():
+			k.letGo()
 			return
 		}
 	}
+}
+
+// letGo notes the child as a former one, and takes former ones that have ended out of the process table.
+func (k *Keeper) letGo() {
+	if k.child != nil {
+		k.former = append(k.former, k.child.Pid)
+		_ = k.child.Release()
+		k.child = nil
+	}
+	k.former = slices.DeleteFunc(k.former, func(pid int) bool {
+		got, err := unix.Wait4(pid, nil, unix.WNOHANG, nil)
+		return got != 0 && !errors.Is(err, unix.EINTR)
+	})
 }

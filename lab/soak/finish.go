@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -133,7 +131,7 @@ func (s *soak) clearAway(failed bool) error {
 		errs = append(errs, left...)
 	}
 	errs = append(errs, s.complaints()...)
-	s.force(left)
+	errs = append(errs, s.force())
 	return errors.Join(errs...)
 }
 
@@ -169,14 +167,9 @@ func waitFor(pid int, limit time.Duration) error {
 
 // leftovers are processes, mounts and loop devices that have to do with the run's directory.
 func (s *soak) leftovers() (all []error) {
-	processes, _ := filepath.Glob("/proc/[0-9]*")
-	for _, p := range processes {
-		if p == fmt.Sprintf("/proc/%d", os.Getpid()) {
-			continue
-		}
-		if line, err := os.ReadFile(p + "/cmdline"); err == nil && bytes.Contains(line, []byte(s.dir+"/")) {
-			all = append(all, fmt.Errorf("process left: %s: %s", filepath.Base(p), bytes.ReplaceAll(line, []byte{0}, []byte{' '})))
-		}
+	for _, pid := range processesOf(s.dir) {
+		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		all = append(all, fmt.Errorf("process left: %d: %s", pid, bytes.ReplaceAll(line, []byte{0}, []byte{' '})))
 	}
 	for _, m := range s.mounts() {
 		all = append(all, fmt.Errorf("mount left: %s", m))
@@ -216,18 +209,11 @@ func (s *soak) loops() (devices []string) {
 }
 
 // force ends processes and mounts of a run that failed.
-func (s *soak) force(left []error) {
-	number := regexp.MustCompile(`^process left: (\d+):`)
-	for _, l := range left {
-		if m := number.FindStringSubmatch(l.Error()); m != nil {
-			if pid, err := strconv.Atoi(m[1]); err == nil {
-				_ = unix.Kill(pid, unix.SIGKILL)
-			}
-		}
+func (s *soak) force() error {
+	for _, pid := range processesOf(s.dir) {
+		_ = unix.Kill(pid, unix.SIGKILL)
 	}
-	for _, m := range s.mounts() {
-		_ = unix.Unmount(m, unix.MNT_DETACH)
-	}
+	return abandon(s.path("state"))
 }
 
 // complaints are what the process said and never should.

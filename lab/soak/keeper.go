@@ -1,23 +1,38 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
 
+	"golang.org/x/sys/unix"
+
+	"hayloft/cloud/fault"
 	"hayloft/disk/blockd"
 )
 
 // keeper is a process of this program that keeps the data path's running. It is apart from the one that reads and
 // writes: to start a program closes its files there, which waits for whoever answers for them, and may be just that one.
+// When that process is killed, it clears away what the run had: nobody would answer for its files any more, and
+// whoever met them would wait.
 type keeper struct {
 	cmd *exec.Cmd
-	in  io.Closer
+	in  io.WriteCloser
 }
 
-const keeperArgument = "keeper"
+const (
+	keeperArgument = "keeper"
+	farewell       = "done"
+)
 
 func startKeeper(binary, stateDir string) (*keeper, error) {
 	self, err := os.Executable()
@@ -26,6 +41,7 @@ func startKeeper(binary, stateDir string) (*keeper, error) {
 	}
 	k := &keeper{cmd: exec.Command(self, keeperArgument, binary, stateDir)}
 	k.cmd.Stderr = os.Stderr
+	k.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // what ends all that the caller started spares it
 	if k.in, err = k.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
@@ -34,8 +50,8 @@ func startKeeper(binary, stateDir string) (*keeper, error) {
 
 // stop leaves the data path's process alone.
 func (k *keeper) stop() error {
-	_ = k.in.Close()
-	return k.cmd.Wait()
+	_, err := io.WriteString(k.in, farewell)
+	return errors.Join(err, k.in.Close(), k.cmd.Wait())
 }
 
 // keep is that process, until its standard input ends.
@@ -45,11 +61,46 @@ func keep(binary, stateDir string) error {
 		return err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
+	var said []byte
 	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
+		said, _ = io.ReadAll(os.Stdin)
 		cancel()
 	}()
-	return k.Run(ctx)
+	err = k.Run(ctx)
+	<-ctx.Done()
+	if string(said) == farewell {
+		return err
+	}
+	dir := filepath.Dir(stateDir)
+	for _, pid := range processesOf(dir) {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+	return errors.Join(err, abandon(stateDir), os.RemoveAll(dir))
+}
+
+// abandon ends the files of a data path whose process is ending.
+func abandon(stateDir string) error {
+	for end := time.Now().Add(endLimit); ; time.Sleep(20 * time.Millisecond) {
+		err := blockd.Abandon(stateDir, "")
+		if !fault.Is(err, fault.Busy) || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+// processesOf are those that were started with a path in a directory, but for this one.
+func processesOf(dir string) (pids []int) {
+	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range all {
+		pid, err := strconv.Atoi(strings.Split(p, "/")[2])
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		if line, err := os.ReadFile(p); err == nil && bytes.Contains(line, []byte(dir+"/")) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // keeperMain makes this program a keeper when it was started as one.

@@ -39,6 +39,39 @@ func TestSoak(t *testing.T) {
 	}
 }
 
+// TestKilledRun: of a run that is killed while it exports files, nothing stays.
+func TestKilledRun(t *testing.T) {
+	labtest.Root(t)
+	dir, err := os.MkdirTemp("", "hk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	cmd := exec.Command(os.Args[0], "-test.run=^TestSoak$")
+	cmd.Env = append(os.Environ(), "TMPDIR="+dir)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s := &soak{options: options{dir: dir}}
+	within(t, time.Minute, "files", func() bool { return len(s.mounts()) > 0 })
+	if err := cmd.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	_ = cmd.Wait()
+	within(t, time.Minute, "nothing left", func() bool {
+		return len(processesOf(dir)) == 0 && len(s.mounts()) == 0 && len(s.loops()) == 0
+	})
+}
+
+func within(t *testing.T, limit time.Duration, what string, reached func() bool) {
+	t.Helper()
+	for began := time.Now(); !reached(); time.Sleep(10 * time.Millisecond) {
+		if time.Since(began) > limit {
+			t.Fatalf("%s: not within %v", what, limit)
+		}
+	}
+}
+
 // TestDiffer says where.
 func TestDiffer(t *testing.T) {
 	want := make([]byte, 3*chunk)
