@@ -3,7 +3,9 @@ package guest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -12,8 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 
 	"hayloft/cloud/fault"
 	"hayloft/lab/golden"
@@ -35,29 +35,36 @@ type boot struct {
 	calls   *calls
 	done    chan struct{} // closed when QEMU has ended
 	err     error         // how, valid when done is closed
-	console string
+	disks   []*serving
 }
 
 // launch starts QEMU and waits until the guest is ready.
 func (g *Guest) launch(ctx context.Context) (*boot, error) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	socket, theirs, err := socketpair()
 	if err != nil {
 		return nil, err
 	}
-	ours, theirs := os.NewFile(uintptr(pair[0]), "port"), os.NewFile(uintptr(pair[1]), "port")
-	defer theirs.Close()
-	socket, err := net.FileConn(ours)
-	ours.Close()
+	b := &boot{socket: socket, conn: channel.New(socket), calls: newCalls(), done: make(chan struct{})}
+	files := []*os.File{theirs}
+	for _, d := range g.config.Disks {
+		if d.Volatile && err == nil {
+			var s *serving
+			if s, err = serve(d.File); err == nil {
+				b.disks = append(b.disks, s)
+				files = append(files, s.theirs)
+			}
+		}
+	}
+	if err == nil {
+		err = b.start(g.commandLine(), files, g.config.Dir)
+	}
+	for _, f := range files {
+		f.Close() // or the end of QEMU would not be seen
+	}
 	if err != nil {
-		return nil, err
+		_, ended := b.endDisks(nil)
+		return nil, errors.Join(err, ended, socket.Close())
 	}
-	b := &boot{socket: socket, conn: channel.New(socket), calls: newCalls(), done: make(chan struct{}),
-		console: filepath.Join(g.config.Dir, consoleFile)}
-	if err := b.start(g.commandLine(), theirs, g.config.Dir); err != nil {
-		socket.Close()
-		return nil, err
-	}
-	theirs.Close() // or its end would not be seen when QEMU ends
 	ready := make(chan error, 1)
 	go b.receive(ready)
 	select {
@@ -66,8 +73,8 @@ func (g *Guest) launch(ctx context.Context) (*boot, error) {
 		err = ctx.Err()
 	}
 	if err != nil {
-		b.kill()
-		return nil, fmt.Errorf("%w; console: %s", err, g.Console())
+		_, killed := b.kill(nil)
+		return nil, fmt.Errorf("%w; console: %s", errors.Join(err, killed), g.Console())
 	}
 	return b, nil
 }
@@ -101,10 +108,16 @@ func (g *Guest) commandLine() []string {
 		"-kernel", g.image.Kernel, "-initrd", g.image.Initrd, "-append", line, "-serial", "file:"+filepath.Join(c.Dir, consoleFile),
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=port,fd=3", "-device", "virtserialport,chardev=port,name="+channel.PortName,
 		"-drive", "if=none,id=root,format=raw,snapshot=on,cache=unsafe,file="+escape(g.image.Root), "-device", "virtio-blk-pci,drive=root")
+	socket := 4 // file descriptor of the first volatile disk, after the serial port's
 	for i, d := range c.Disks {
 		id := fmt.Sprintf("disk%d", i)
-		args = append(args, "-drive", "if=none,format=raw,cache=writeback,discard=unmap,detect-zeroes=unmap,id="+id+",file="+escape(d.File),
-			"-device", "virtio-blk-pci,serial="+id+",drive="+id)
+		if d.Volatile {
+			args = append(args, "-blockdev", fmt.Sprintf("nbd,node-name=%s,discard=unmap,server.type=fd,server.str=%d", id, socket))
+			socket++
+		} else {
+			args = append(args, "-drive", "if=none,format=raw,cache=writeback,discard=unmap,detect-zeroes=unmap,id="+id+",file="+escape(d.File))
+		}
+		args = append(args, "-device", "virtio-blk-pci,write-cache=on,serial="+id+",drive="+id)
 	}
 	args = append(args, "-drive", "if=none,id=programs,format=raw,readonly=on,file="+escape(g.programs), "-device", "virtio-blk-pci,drive=programs")
 	return append(args, network...)
@@ -115,13 +128,13 @@ func escape(name string) string { return strings.ReplaceAll(name, ",", ",,") }
 
 // start starts QEMU, which ends with this process: the kernel ends it when the thread ends that started it, so that
 // thread is kept until then.
-func (b *boot) start(args []string, port *os.File, dir string) error {
+func (b *boot) start(args []string, files []*os.File, dir string) error {
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread()
 		var stderr bytes.Buffer
 		cmd := exec.Command(args[0], args[1:]...)
-		cmd.ExtraFiles, cmd.Stderr = []*os.File{port}, &stderr
+		cmd.ExtraFiles, cmd.Stderr = files, &stderr
 		cmd.Env = append(os.Environ(), "TMPDIR="+dir) // for what the snapshot of the root holds
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		err := cmd.Start()
@@ -167,10 +180,24 @@ func firstOf(errs ...error) error {
 	return nil
 }
 
-func (b *boot) kill() {
+// kill ends QEMU; with a source of chance, volatile disks lose what they may.
+func (b *boot) kill(random *rand.Rand) (Loss, error) {
 	b.process.Kill() // harmless when it has ended
 	<-b.done
-	b.socket.Close()
+	loss, err := b.endDisks(random)
+	return loss, errors.Join(err, b.socket.Close())
+}
+
+func (b *boot) endDisks(random *rand.Rand) (Loss, error) {
+	var all Loss
+	var errs []error
+	for _, s := range b.disks {
+		dirty, lost, err := s.end(random)
+		all.Unflushed += dirty
+		all.Lost += lost
+		errs = append(errs, err)
+	}
+	return all, errors.Join(errs...)
 }
 
 func (b *boot) powerOff(ctx context.Context) error {
@@ -178,14 +205,13 @@ func (b *boot) powerOff(ctx context.Context) error {
 	if err == nil {
 		select {
 		case <-b.done:
-			b.socket.Close()
-			return b.err
+			err = b.err
 		case <-ctx.Done():
 			err = ctx.Err()
 		}
 	}
-	b.kill()
-	return err
+	_, ended := b.kill(nil)
+	return errors.Join(err, ended)
 }
 
 func (b *boot) cpuSeconds() float64 {

@@ -30,7 +30,9 @@ func ForTest(t testing.TB, c Config) *Guest {
 		if t.Failed() {
 			t.Logf("console of the kernel guest: %s", g.Console())
 		}
-		g.PowerCut()
+		if _, err := g.PowerCut(); err != nil {
+			t.Error(err)
+		}
 	})
 	return g
 }

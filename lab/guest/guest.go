@@ -18,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync"
@@ -31,6 +32,9 @@ import (
 type Disk struct {
 	File string // made, sparse, when it is not there; empty: in the directory of the guest
 	Size int64  // bytes of a new one, a multiple of 512
+	// Volatile: a power cut loses what was not flushed, each sector or not, by chance. Such a disk is slower, and
+	// remembers in memory what is not flushed.
+	Volatile bool
 }
 
 // Config says what a guest has.
@@ -169,15 +173,24 @@ func (g *Guest) Stop(ctx context.Context) error {
 }
 
 // PowerCut ends the guest at this moment, as a machine that loses power: what was in its memory is gone. What it had
-// given to its disks is there, also when it had not flushed it.
-func (g *Guest) PowerCut() {
+// given to its disks is there, also when it had not flushed it, but for those that are Volatile. A guest that is
+// off stays so.
+func (g *Guest) PowerCut() (Loss, error) {
 	g.mutex.Lock()
 	defer g.mutex.Unlock()
-	if g.boot != nil {
-		g.boot.kill()
-		g.boot = nil
+	if g.boot == nil {
+		return Loss{}, nil
 	}
+	loss, err := g.boot.kill(rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
+	g.boot = nil
+	if err != nil {
+		return loss, fmt.Errorf("kernel guest: power cut: %w", err)
+	}
+	return loss, nil
 }
+
+// Loss is what a power cut did to the volatile disks, in sectors of 512 bytes.
+type Loss struct{ Unflushed, Lost int }
 
 // Console is the tail of what the kernel and init said at this boot, or the last one.
 func (g *Guest) Console() string {

@@ -51,7 +51,7 @@ func TestGuestPackages(t *testing.T) {
 		maps.Copy(r.config.Programs, files)
 		say(t, "compiled %s in %.1f s", p.path, time.Since(began).Seconds())
 	}
-	defer r.end()
+	defer r.end(t)
 	for _, p := range chosen {
 		t.Run(p.path, func(t *testing.T) {
 			if err := compiled[p.path]; err != nil {
@@ -106,12 +106,14 @@ type runner struct {
 	cpu    float64
 }
 
-func (r *runner) end() {
+func (r *runner) end(t *testing.T) {
 	if r.guest == nil {
 		return
 	}
 	r.cpu += r.guest.CPUSeconds()
-	r.guest.PowerCut()
+	if _, err := r.guest.PowerCut(); err != nil {
+		t.Error(err)
+	}
 	for _, d := range r.guest.config.Disks {
 		os.Remove(d.File) // the next guest gets empty ones
 	}
@@ -156,7 +158,7 @@ func (r *runner) run(ctx context.Context, t *testing.T, p inner, name string) {
 	}
 	if t.Failed() {
 		t.Logf("console: %s", r.guest.Console())
-		r.end()
+		r.end(t)
 	}
 }
 
