@@ -169,3 +169,22 @@ type Demander interface {
 type Freezer interface {
 	Freeze(ctx context.Context, id int, fn func() error) error
 }
+
+// Snapshotter is a driver that can show a disk of a running machine as it is at one moment, while the machine goes on. Drivers that
+// cannot may be Freezers.
+type Snapshotter interface {
+	// Snapshot calls fn with the disk as it was when Snapshot was called. What the machine overwrites meanwhile is kept in a file
+	// in the machine's directory; when there is no room for that, the machine goes on and s.Check fails. Nothing is left of it when Snapshot
+	// returns, or once a driver was opened again. fault.WrongState when the machine does not run, fault.NotFound for the disk,
+	// fault.Unsupported when its QEMU is too old.
+	Snapshot(ctx context.Context, id, disk int, fn func(s Snapshot) error) error
+}
+
+// Snapshot is where a disk of the past can be read.
+type Snapshot struct {
+	Socket string // of an NBD server on this host, for root
+	Export string // with the metadata context qemu:allocation-depth
+	Own    int    // the deepest layer there that is the machine's own; what lies deeper belongs to the image below
+	// Check says whether what was read through Export so far is right: to be asked after reading.
+	Check func(ctx context.Context) error
+}

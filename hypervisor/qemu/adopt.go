@@ -150,6 +150,9 @@ func (d *Driver) resume(ctx context.Context, dom *domain, p *process) error {
 			return err
 		}
 	}
+	if err := clearSnapshots(ctx, client, dom.record()); err != nil {
+		return err
+	}
 	if err := d.look(ctx, dom, p, client); err != nil {
 		return err
 	}

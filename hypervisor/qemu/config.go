@@ -64,7 +64,7 @@ func (c *Config) fill() error {
 	return nil
 }
 
-// Driver implements hypervisor.Driver, Consoler, Meter and Freezer with QEMU.
+// Driver implements hypervisor.Driver, Consoler, Meter, Freezer and Snapshotter with QEMU.
 type Driver struct {
 	config Config
 	binary string // absolute path
@@ -91,6 +91,8 @@ var (
 	_ hypervisor.Consoler = (*Driver)(nil)
 	_ hypervisor.Meter    = (*Driver)(nil)
 	_ hypervisor.Freezer  = (*Driver)(nil)
+
+	_ hypervisor.Snapshotter = (*Driver)(nil)
 )
 
 // New makes the driver and adopts every domain recorded in the state directory, which it makes when it is

@@ -28,6 +28,14 @@ type host struct {
 // to emulate, and with a random-number instruction so that a guest need not wait for entropy.
 const tcgCPU = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand"
 
+// cpuOf is the processor that machines get under an accelerator.
+func cpuOf(accel string) string {
+	if accel == "kvm" {
+		return "host"
+	}
+	return tcgCPU
+}
+
 // platform picks machine type and CPU for a new boot of m.
 func (h *host) platform(m hypervisor.Machine) (platform, error) {
 	chipset := strings.ToLower(m.Boot.Chipset)
@@ -38,11 +46,7 @@ func (h *host) platform(m hypervisor.Machine) (platform, error) {
 	if !ok {
 		return platform{}, invalid("chipset %q: pc, q35 and microvm are possible, as far as this QEMU has them", m.Boot.Chipset)
 	}
-	cpu := tcgCPU
-	if h.Accelerator == "kvm" {
-		cpu = "host"
-	}
-	return platform{Machine: machine, CPU: cpu, Accelerator: h.Accelerator, VCPU: m.VCPU, MemoryMB: m.MemoryMB}, nil
+	return platform{Machine: machine, CPU: cpuOf(h.Accelerator), Accelerator: h.Accelerator, VCPU: m.VCPU, MemoryMB: m.MemoryMB}, nil
 }
 
 // Probe implements hypervisor.Driver. The accelerator is the one that has really run a guest.
@@ -99,7 +103,7 @@ func (d *Driver) probed(ctx context.Context) (*host, error) {
 	return found, nil
 }
 
-// probeKey changes with the boot, the kernel, the QEMU binary and what was configured.
+// probeKey changes with the way of probing, the boot, the kernel, the QEMU binary and what was configured.
 func (d *Driver) probeKey() (string, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -113,6 +117,6 @@ func (d *Driver) probeKey() (string, error) {
 	if err != nil {
 		return "", fault.Errorf(fault.Unsupported, "qemu probe: %w", err)
 	}
-	return fmt.Sprintf("%s %s %s %d %d accel=%s uid=%d", strings.TrimSpace(string(boot)), unix.ByteSliceToString(name.Release[:]),
+	return fmt.Sprintf("2 %s %s %s %d %d accel=%s uid=%d", strings.TrimSpace(string(boot)), unix.ByteSliceToString(name.Release[:]),
 		d.binary, info.Size(), info.ModTime().UnixNano(), d.config.Accel, d.config.UID), nil
 }

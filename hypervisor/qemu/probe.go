@@ -121,26 +121,53 @@ func (d *Driver) probeCommand(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// The guest of a few bytes: firmware whose first instructions report through isa-debug-exit.
+// The guest of a few bytes: firmware that goes where every operating system goes, from real mode to long mode with
+// paging, counts to a million, and reports through isa-debug-exit. An accelerator may run the first instructions of firmware, and
+// still no kernel.
 const (
 	exitPort   = 0x501
 	exitValue  = 0x2a
 	exitStatus = exitValue<<1 | 1
 )
 
+// probeCode is at 0xf0000, to which the reset vector jumps.
+var probeCode = []byte{
+	0xfa, 0xfc, // cli; cld
+	0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xc0, // xor ax, ax; mov ds, ax; mov es, ax
+	0xbf, 0x00, 0x10, 0xb9, 0x00, 0x18, 0xf3, 0xab, // mov di, 0x1000; mov cx, 0x1800; rep stosw: page tables
+	0xc7, 0x06, 0x00, 0x10, 0x03, 0x20, // mov word [0x1000], 0x2003: the fourth level,
+	0xc7, 0x06, 0x00, 0x20, 0x03, 0x30, // mov word [0x2000], 0x3003: the third,
+	0xc7, 0x06, 0x00, 0x30, 0x83, 0x00, // mov word [0x3000], 0x0083: and a page of 2 MiB
+	0x2e, 0x66, 0x0f, 0x01, 0x16, 0x88, 0x00, // lgdt cs:[0x88]
+	0x0f, 0x20, 0xe0, 0x66, 0x83, 0xc8, 0x20, 0x0f, 0x22, 0xe0, // cr4 |= PAE
+	0x66, 0xb8, 0x00, 0x10, 0x00, 0x00, 0x0f, 0x22, 0xd8, // cr3 = 0x1000
+	0x66, 0xb9, 0x80, 0x00, 0x00, 0xc0, // mov ecx, EFER
+	0x0f, 0x32, 0x66, 0x0d, 0x00, 0x01, 0x00, 0x00, 0x0f, 0x30, // rdmsr; or eax, LME; wrmsr
+	0x0f, 0x20, 0xc0, 0x66, 0x0d, 0x01, 0x00, 0x00, 0x80, 0x0f, 0x22, 0xc0, // cr0 |= PG | PE
+	0x66, 0xea, 0x60, 0x00, 0x0f, 0x00, 0x08, 0x00, // jmp 8:0xf0060
+	// 0x60, 64 bits:
+	0xb9, 0x40, 0x42, 0x0f, 0x00, // mov ecx, 1000000
+	0xff, 0xc9, 0x75, 0xfc, // dec ecx; jnz there
+	0x66, 0xba, exitPort & 0xff, exitPort >> 8, // mov dx, exitPort
+	0xb0, exitValue, 0xee, // mov al, exitValue; out dx, al
+	0xf4, 0xeb, 0xfd, // hlt for ever
+	0, 0, 0, 0, 0,
+	// 0x78, descriptors: none, and code of 64 bits
+	0, 0, 0, 0, 0, 0, 0, 0,
+	0, 0, 0, 0, 0x00, 0x9a, 0x20, 0x00,
+	// 0x88, what lgdt reads: their length less 1, and where they are
+	0x0f, 0x00, 0x78, 0x00, 0x0f, 0x00,
+}
+
 func probeFirmware() []byte {
 	rom := make([]byte, 64<<10)
-	copy(rom[len(rom)-16:], []byte{ // the reset vector, in real mode
-		0xba, exitPort & 0xff, exitPort >> 8, // mov dx, exitPort
-		0xb0, exitValue, // mov al, exitValue
-		0xee,       // out dx, al
-		0xf4,       // hlt
-		0xeb, 0xfd, // jmp back to hlt
-	})
+	copy(rom, probeCode)
+	copy(rom[len(rom)-16:], []byte{0xea, 0x00, 0x00, 0x00, 0xf0}) // the reset vector: jmp 0xf000:0
 	return rom
 }
 
-// tryAccelerator runs the guest under accel. An accelerator whose device opens may still not run a single instruction.
+// tryAccelerator runs the guest under accel, with the processor that machines get. An accelerator whose device opens may
+// still not run a single instruction.
 func (d *Driver) tryAccelerator(ctx context.Context, accel string) error {
 	fd, err := unix.MemfdCreate("firmware", unix.MFD_CLOEXEC)
 	if err != nil {
@@ -153,7 +180,7 @@ func (d *Driver) tryAccelerator(ctx context.Context, accel string) error {
 	}
 	limited, cancel := context.WithTimeout(ctx, accelLimit)
 	defer cancel()
-	cmd := d.probeCommand(limited, "-machine", "pc", "-accel", accel, "-m", "1", "-bios", "/proc/self/fd/3",
+	cmd := d.probeCommand(limited, "-machine", "pc", "-accel", accel, "-cpu", cpuOf(accel), "-m", "1", "-bios", "/proc/self/fd/3",
 		"-device", fmt.Sprintf("isa-debug-exit,iobase=%#x,iosize=1", exitPort))
 	var stderr bytes.Buffer
 	cmd.ExtraFiles, cmd.Stderr = []*os.File{rom}, &stderr

@@ -39,6 +39,8 @@ type Client struct {
 type Dialer struct {
 	Patience time.Duration // how long a request waits for a server that is away; 0: 30 seconds
 	Log      *slog.Logger  // nil: slog.Default()
+	// Depth asks for QEMU's metadata context qemu:allocation-depth instead of base:allocation: see Client.Depths.
+	Depth bool
 }
 
 const defaultPatience = 30 * time.Second

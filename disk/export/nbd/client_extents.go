@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 
+	"hayloft/cloud/fault"
 	"hayloft/disk/export"
 	"hayloft/disk/repository"
 )
@@ -18,14 +19,34 @@ const statusWindow = 256 << 20
 
 // Extents describes a range in order, until yield returns false. A server without base:allocation has data everywhere.
 func (c *Client) Extents(ctx context.Context, offset, length int64, yield func(export.Extent) bool) error {
-	if err := c.inside(offset, length); err != nil {
-		return err
-	}
-	if !c.peer.allocation {
-		if length > 0 {
+	if !c.peer.context || c.dialer.Depth {
+		err := c.inside(offset, length)
+		if err == nil && length > 0 {
 			yield(export.Extent{Offset: offset, Length: length})
 		}
-		return nil
+		return err
+	}
+	return c.status(ctx, offset, length, func(offset, length int64, state uint32) bool {
+		return yield(export.Extent{Offset: offset, Length: length, Hole: state&stateHole != 0, Zero: state&stateZero != 0})
+	})
+}
+
+// Depths describes a range in order, until yield returns false: in which layer of its chain QEMU has it, 1 being the
+// uppermost, and 0 none, so that it reads as zeros. fault.Unsupported for a Client that was dialled without Depth, and for a server
+// that does not know.
+func (c *Client) Depths(ctx context.Context, offset, length int64, yield func(offset, length int64, depth int) bool) error {
+	if !c.peer.context || !c.dialer.Depth {
+		return c.errorf(fault.Unsupported, "the server does not tell %s", contextDepth)
+	}
+	return c.status(ctx, offset, length, func(offset, length int64, state uint32) bool {
+		return yield(offset, length, int(state))
+	})
+}
+
+// status asks for the metadata context of a range.
+func (c *Client) status(ctx context.Context, offset, length int64, yield func(offset, length int64, state uint32) bool) error {
+	if err := c.inside(offset, length); err != nil {
+		return err
 	}
 	for end := offset + length; offset < end; {
 		q := &call{request: request{command: cmdBlockStatus, offset: uint64(offset), length: uint32(min(end-offset, statusWindow))}}
@@ -34,7 +55,7 @@ func (c *Client) Extents(ctx context.Context, offset, length int64, yield func(e
 		}
 		for _, d := range q.extents {
 			n := min(int64(d.length), end-offset)
-			if n > 0 && !yield(export.Extent{Offset: offset, Length: n, Hole: d.state&stateHole != 0, Zero: d.state&stateZero != 0}) {
+			if n > 0 && !yield(offset, n, d.state) {
 				return nil
 			}
 			offset += n

@@ -16,7 +16,7 @@ type peerTerms struct {
 	size       int64
 	flags      uint16
 	structured bool
-	allocation bool
+	context    bool // the metadata context that was asked for
 	contextID  uint32
 }
 
@@ -29,7 +29,10 @@ func (c *Client) connect(ctx context.Context) (net.Conn, *bufio.Reader, peerTerm
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	_ = conn.SetDeadline(time.Now().Add(negotiationTime))
-	n := clientNegotiation{in: bufio.NewReaderSize(conn, clientBuffer), out: conn, name: c.name}
+	n := clientNegotiation{in: bufio.NewReaderSize(conn, clientBuffer), out: conn, name: c.name, context: contextAllocation}
+	if c.dialer.Depth {
+		n.context = contextDepth
+	}
 	err = n.run()
 	if err == nil {
 		err = conn.SetDeadline(time.Time{})
@@ -50,10 +53,11 @@ func (c *Client) connect(ctx context.Context) (net.Conn, *bufio.Reader, peerTerm
 
 // clientNegotiation is the client's side of "Fixed newstyle negotiation".
 type clientNegotiation struct {
-	in    *bufio.Reader
-	out   io.Writer
-	name  string
-	terms peerTerms
+	in      *bufio.Reader
+	out     io.Writer
+	name    string
+	context string // metadata context that is asked for
+	terms   peerTerms
 }
 
 func (n *clientNegotiation) run() error {
@@ -126,15 +130,15 @@ func withLength(p []byte, s string) []byte {
 // askContext is NBD_OPT_SET_META_CONTEXT; a server may have none.
 func (n *clientNegotiation) askContext() error {
 	data := withLength(nil, n.name)
-	data = withLength(binary.BigEndian.AppendUint32(data, 1), contextAllocation)
+	data = withLength(binary.BigEndian.AppendUint32(data, 1), n.context)
 	found := false
 	kind, _, err := n.ask(optSetMeta, data, func(kind uint32, data []byte) error {
-		if kind == repMeta && len(data) >= 4 && string(data[4:]) == contextAllocation {
+		if kind == repMeta && len(data) >= 4 && string(data[4:]) == n.context {
 			found, n.terms.contextID = true, binary.BigEndian.Uint32(data)
 		}
 		return nil
 	})
-	n.terms.allocation = found && kind == repAck
+	n.terms.context = found && kind == repAck
 	return err
 }
 

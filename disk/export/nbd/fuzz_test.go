@@ -133,7 +133,7 @@ func FuzzReplies(f *testing.F) {
 		f.Add(seed, false)
 	}
 	f.Fuzz(func(t *testing.T, p []byte, structured bool) {
-		c := &Client{calls: map[uint64]*call{}, peer: peerTerms{size: 1 << 20, structured: structured, allocation: structured, contextID: 7}}
+		c := &Client{calls: map[uint64]*call{}, peer: peerTerms{size: 1 << 20, structured: structured, context: structured, contextID: 7}}
 		c.idle.L = &c.mu
 		room := make([]byte, 300)
 		calls := []*call{

@@ -114,6 +114,7 @@ const (
 // "base:allocation metadata context".
 const (
 	contextAllocation = "base:allocation"
+	contextDepth      = "qemu:allocation-depth" // of QEMU's docs/interop/nbd.txt
 	stateHole         = 1 << 0
 	stateZero         = 1 << 1
 )
