@@ -32,6 +32,7 @@ type bench struct {
 	repository disk.Repository
 	root, run  string
 	volumes    localstore.Volumes // nil: none
+	kernel     *fakeKernel        // nil: none
 }
 
 // service is the bench's data path.
@@ -77,10 +78,17 @@ func newFakeBench(t *testing.T, max int64) *bench {
 
 func (b *bench) reopen(max int64) {
 	b.Helper()
-	w, err := New(Config{Root: b.root, Max: max, Runner: command.Exec{}, Log: slog.New(slog.DiscardHandler), GID: os.Getgid(), Host: "here",
-		Data: b.service(), Sockets: filepath.Join(b.run, "s"), Volumes: b.volumes})
+	c := Config{Root: b.root, Max: max, Runner: command.Exec{}, Log: slog.New(slog.DiscardHandler), GID: os.Getgid(), Host: "here",
+		Data: b.service(), Sockets: filepath.Join(b.run, "s"), Volumes: b.volumes}
+	if b.kernel != nil {
+		c.Kernel, c.KernelName = b.kernel, "fake"
+	}
+	w, err := New(c)
 	if err != nil {
 		b.Fatal(err)
+	}
+	if b.kernel != nil {
+		w.blocks = files{}
 	}
 	b.way = w
 }

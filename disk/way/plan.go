@@ -37,6 +37,12 @@ func (p *preparation) plan(ctx context.Context) (release func(), err error) {
 			return nil, fmt.Errorf("disk %d: %w", spec.ID, err)
 		}
 		w.place(r.Machine, &d)
+		if d.Kind == persistent && w.isKernels(d.Mode) {
+			d.Cached, d.CacheSize = false, 0
+			if d.Kernel, err = w.planKernel(r.Machine, spec, &d); err != nil {
+				return nil, fmt.Errorf("disk %d: %w", spec.ID, named(*spec.Image, err))
+			}
+		}
 		if k, ok := p.arriving[spec.ID]; ok && k.isClone() && d.Kind.isClone() {
 			d.Kind = k // as it was made elsewhere
 		}
@@ -105,7 +111,7 @@ func (p *preparation) plan(ctx context.Context) (release func(), err error) {
 
 // follow takes over from the record of the same disk what it may still have.
 func (d *diskRecord) follow(had *diskRecord) error {
-	if had.Cached && (d.Kind != persistent || d.Source != had.Source || d.Repository.ID != had.Repository.ID) {
+	if (had.Cached || had.Kernel != nil) && (d.Kind != persistent || d.Source != had.Source || d.Repository.ID != had.Repository.ID) {
 		return fault.Errorf(fault.Exists, "is image %s of datastore %d already, with a cache on this host", had.Source, had.Repository.ID)
 	}
 	d.Export = had.Export
@@ -117,6 +123,10 @@ func (d *diskRecord) follow(had *diskRecord) error {
 	}
 	if had.Kind == d.Kind {
 		d.Size = max(d.Size, had.Size) // grown since
+	}
+	if had.Kernel != nil {
+		k := *had.Kernel // until it has been drained
+		d.Kernel = &k
 	}
 	if had.Cached && !d.Cached { // until it has been drained
 		d.Cached, d.CacheSize = true, had.CacheSize

@@ -43,6 +43,8 @@ type diskRecord struct {
 	// its content.
 	Volume string `json:"volume,omitempty"`
 	Made   bool   `json:"made,omitempty"`
+	// Kernel says that a persistent image is, or may be, cached by the kernel.
+	Kernel *kernelCache `json:"kernel,omitempty"`
 	// Export is what the data path was told, from before it is told until it has been taken back.
 	Export *blockd.Export `json:"export,omitempty"`
 }
@@ -83,6 +85,9 @@ func (r *record) promised() (bytes int64) {
 		}
 		if d.Kind == persistent && d.Cached {
 			bytes += d.capacity()
+		}
+		if d.Kernel != nil && d.Kernel.Volume == "" {
+			bytes += d.Kernel.Size
 		}
 	}
 	return bytes

@@ -86,6 +86,8 @@ func (w *Way) endExports(ctx context.Context, r *record) error {
 		d := &r.Disks[i]
 		var err error
 		switch {
+		case d.Kernel != nil:
+			err = w.dropKernel(ctx, r, d, nil)
 		case d.Cached:
 			err = w.dropVolume(ctx, r, d, nil)
 		case d.Export != nil:

@@ -41,16 +41,23 @@ func (w *Way) resize(ctx context.Context, machine, id int, size int64) error {
 	if err != nil {
 		return err
 	}
+	if d.Kernel != nil { // the next start puts a new one before what is longer then
+		err := w.dropKernel(ctx, r, d, nil)
+		if err = errors.Join(err, w.putRecord(ctx, r)); err != nil {
+			return err
+		}
+	}
 	present := d.Size
 	switch {
 	case d.Kind == whole:
 		return fault.Errorf(fault.Unsupported, "is read-only")
 	case d.Kind == persistent && d.Cached:
 	case d.Kind == persistent:
-		if path, err = w.ownedPath(ctx, machine, *d); err != nil {
+		if err := w.growOwned(ctx, machine, d, size); err != nil {
 			return err
 		}
-		fallthrough
+		d.Size = max(d.Size, size)
+		return w.putRecord(ctx, r)
 	case d.Kind == volatile, d.Kind == copied:
 		if d.Volume != "" {
 			break // a volume is longer than what was asked for by what it was rounded up
@@ -99,6 +106,29 @@ func (w *Way) resize(ctx context.Context, machine, id int, size int64) error {
 	}
 	d.Size = max(d.Size, size)
 	return w.putRecord(ctx, r)
+}
+
+// growOwned makes a persistent image longer that the machine has in its repository.
+func (w *Way) growOwned(ctx context.Context, machine int, d *diskRecord, size int64) error {
+	repo, err := w.open(*d.Repository)
+	if err != nil {
+		return err
+	}
+	info, err := repo.Stat(ctx, d.Source)
+	if err != nil {
+		return err
+	}
+	if size < info.Size {
+		return fault.Errorf(fault.Invalid, "has %d bytes, cannot shrink to %d", info.Size, size)
+	}
+	if size == info.Size {
+		return nil
+	}
+	path, err := w.ownedPath(ctx, machine, *d)
+	if err != nil && !fault.Is(err, fault.Unsupported) {
+		return err
+	}
+	return w.growImage(ctx, repo, machine, path, d, size)
 }
 
 // growVolume makes the volume longer that a disk is in, for size bytes of it.

@@ -116,6 +116,10 @@ func (w *Way) saveDisk(ctx context.Context, r *record, d diskRecord, out reposit
 		return nil, err
 	}
 	switch {
+	case d.Kernel != nil:
+		if path, err = w.kernelPath(ctx, r, &d); err != nil {
+			return nil, err
+		}
 	case d.Cached:
 		if d.Export == nil {
 			return nil, fault.Errorf(fault.WrongState, "is not exported")

@@ -33,20 +33,30 @@ func (w *Way) Settle(ctx context.Context, machine int, leaves bool, report func(
 func (w *Way) settleAll(ctx context.Context, r *record, leaves bool, report func(disk.Progress)) error {
 	for i := range r.Disks {
 		d := &r.Disks[i]
+		if d.Kernel != nil {
+			_, err := w.settleKernel(ctx, r, d, drainReport(d, report))
+			if err != nil {
+				return fmt.Errorf("disk %d: drain %s: %w", d.ID, d.Source, err)
+			}
+			continue
+		}
 		// An OFFLINE disk that stays must be able to start again without its repository: its copy is what counts.
 		if !d.Cached || !leaves && d.Export != nil && d.Export.Volume.Mode == cache.Offline {
 			continue
 		}
-		err := w.settle(ctx, d, func(done, total int64) {
-			if report != nil {
-				report(disk.Progress{Step: drainStep(d.ID), Done: done, Total: total})
-			}
-		})
+		err := w.settle(ctx, d, drainReport(d, report))
 		if err != nil {
 			return fmt.Errorf("disk %d: drain %s: %w", d.ID, d.Source, err)
 		}
 	}
 	return nil
+}
+
+func drainReport(d *diskRecord, report func(disk.Progress)) func(done, total int64) {
+	if report == nil {
+		return func(int64, int64) {}
+	}
+	return rated(drainStep(d.ID), report)
 }
 
 // Exports reports whether a machine on this host has a disk that goes through the data path, which therefore must run.
@@ -90,6 +100,8 @@ func (w *Way) Caches(ctx context.Context, machine int) ([]disk.Cache, error) {
 	var list []disk.Cache
 	for _, d := range r.Disks {
 		switch {
+		case d.Kernel != nil:
+			list = append(list, w.kernelStatus(ctx, &d))
 		case d.Cached:
 			list = append(list, volumeCache(d, status))
 		case d.Kind == copied:

@@ -18,7 +18,12 @@ import (
 // persistent makes a persistent image ready: itself, or behind a cache.
 func (p *preparation) persistent(ctx context.Context, spec disk.Spec, d *diskRecord) (dev device.Device, err error) {
 	repo, err := p.way.open(spec.Image.Repository)
-	if err == nil && d.Mode == cache.None {
+	if err == nil && d.Kernel != nil && !p.way.isKernels(d.Mode) {
+		err = p.endKernel(ctx, d)
+	}
+	if err == nil && p.way.isKernels(d.Mode) {
+		dev, err = p.kernel(ctx, repo, spec, d)
+	} else if err == nil && d.Mode == cache.None {
 		dev, err = p.inPlace(ctx, repo, spec, d)
 	} else if err == nil {
 		dev, err = p.volume(ctx, repo, spec, d)

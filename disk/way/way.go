@@ -19,6 +19,7 @@ import (
 	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/blockd"
+	"hayloft/disk/kernelcache"
 	"hayloft/disk/localstore"
 	"hayloft/disk/localstore/file"
 	"hayloft/disk/repository"
@@ -38,6 +39,10 @@ type Config struct {
 	Data blockd.Service
 	// Volumes has disks of the machines' own in volumes; nil: in files in their directories, counted by the store in Root.
 	Volumes localstore.Volumes
+	// Kernel has persistent images cached by the kernel, in modes AROUND, THRU and BACK as far as it has them; nil: by
+	// the data path. KernelName is its LC_MAD.
+	Kernel     kernelcache.Driver
+	KernelName string
 	// Copies is how many whole images are copied into volumes at a time, 0: 4; and CopiesPerRepository from one
 	// repository, 0: 2.
 	Copies, CopiesPerRepository int
@@ -52,6 +57,7 @@ type Way struct {
 	store  localstore.Store
 	open   func(disk.Repository) (repository.Repository, error)
 
+	blocks blocks
 	bases  baseVolumes
 	copies *copies
 	swept  bool // volumes, see there
@@ -96,7 +102,7 @@ func New(c Config) (*Way, error) {
 	}
 	return &Way{
 		config: c, store: store, open: drivers.Open,
-		bases: baseVolumes{pins: map[string]int{}, used: map[string]time.Time{}}, copies: newCopies(c.Copies, c.CopiesPerRepository),
+		blocks: loops{}, bases: baseVolumes{pins: map[string]int{}, used: map[string]time.Time{}}, copies: newCopies(c.Copies, c.CopiesPerRepository),
 		turns: map[string]*turn{}, flights: map[flightKey]*flight{}, counted: map[string]int64{}, totals: map[string]int64{},
 	}, nil
 }
