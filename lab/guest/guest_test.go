@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -76,19 +77,8 @@ func TestProgramsFilesAndServicesOfTheOutside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			io.Copy(conn, conn)
-			conn.Close()
-		}
-	}()
-	defer func() { listener.Close(); <-served }()
+	stop := echo(listener)
+	defer stop()
 	g := ForTest(t, Config{Network: Network{Outside: true}})
 	ctx := t.Context()
 
@@ -112,11 +102,7 @@ func TestProgramsFilesAndServicesOfTheOutside(t *testing.T) {
 	if err := g.Forward(ctx, address); err != nil {
 		t.Fatal(err)
 	}
-	_, port, _ := net.SplitHostPort(address)
-	talk := fmt.Sprintf("exec 3<>/dev/tcp/127.0.0.1/%s; echo hello >&3; head -n 1 <&3", port)
-	if out, err := g.Run(ctx, command.Cmd{Name: "bash", Args: []string{"-c", talk}}); string(out) != "hello\n" {
-		t.Errorf("a service of the outside: %q, %v", out, err)
-	}
+	talk(t, g, address)
 	if err := g.Stop(ctx); err != nil {
 		t.Error(err)
 	}
@@ -124,3 +110,33 @@ func TestProgramsFilesAndServicesOfTheOutside(t *testing.T) {
 		t.Error("a guest that is off runs programs")
 	}
 }
+
+// echo serves connections by sending back what comes, until stop.
+func echo(listener net.Listener) (stop func()) {
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			io.Copy(conn, conn)
+			conn.Close()
+		}
+	}()
+	return func() { listener.Close(); <-served }
+}
+
+// talk reaches an echo from inside.
+func talk(t *testing.T, g *Guest, address string) {
+	t.Helper()
+	host, port, _ := net.SplitHostPort(address)
+	script := fmt.Sprintf("exec 3<>/dev/tcp/%s/%s; echo hello >&3; head -n 1 <&3", host, port)
+	if out, err := g.Run(t.Context(), command.Cmd{Name: "bash", Args: []string{"-c", script}}); string(out) != "hello\n" {
+		t.Errorf("a service of the outside: %q, %v", out, err)
+	}
+}
+
+// background is for what happens after the test's own context has ended.
+func background() context.Context { return context.Background() }

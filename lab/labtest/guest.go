@@ -56,3 +56,16 @@ func zero(disk string) error {
 	}
 	return nil
 }
+
+// OwnGuest marks the inner half of a test: the outer half starts a guest of its own, for a service of the outside or
+// a power cut, and runs the inner one there by guest.Guest.Test, which fails when it did not pass. Elsewhere it is
+// skipped. It is not named TestGuest..., or the common guest would run it too.
+func OwnGuest(t testing.TB) {
+	t.Helper()
+	if strings.HasPrefix(t.Name(), "TestGuest") {
+		t.Fatalf("%s runs in a guest of its own, so it must not be named TestGuest...", t.Name())
+	}
+	if os.Getenv("HAYLOFT_GUEST") != "1" {
+		t.Skip("runs in a kernel guest that another test starts")
+	}
+}
