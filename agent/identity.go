@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 
 	"hayloft/cloud/fault"
+	"hayloft/internal/durable"
 	"hayloft/wire/pki"
 )
 
@@ -79,26 +80,7 @@ func (id *identity) write(stateDir string) error {
 	if err != nil {
 		return err
 	}
-	file, err := os.CreateTemp(stateDir, ".identity-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(file.Name())
-	_, err = file.Write(content)
-	if err == nil {
-		err = file.Sync()
-	}
-	if err := errors.Join(err, file.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(file.Name(), filepath.Join(stateDir, identityFile)); err != nil {
-		return err
-	}
-	dir, err := os.Open(stateDir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return durable.WriteFile(filepath.Join(stateDir, identityFile), content, 0o600)
 }
 
 // checkIdentity says whether identity and configuration belong together.

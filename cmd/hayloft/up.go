@@ -18,6 +18,8 @@ import (
 
 	"hayloft/agent"
 	"hayloft/cloud/fault"
+	"hayloft/internal/durable"
+	"hayloft/internal/lockfile"
 	"hayloft/internal/netspace"
 	"hayloft/server/api/client"
 )
@@ -185,16 +187,7 @@ func answers(ctx context.Context, c *client.Client) error {
 
 // writeSecret writes a file that only its owner can read, at once.
 func writeSecret(path, text string) error {
-	temp, err := os.CreateTemp(filepath.Dir(path), ".secret-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(temp.Name())
-	_, err = temp.WriteString(text + "\n")
-	if err := errors.Join(err, temp.Sync(), temp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(temp.Name(), path)
+	return durable.WriteFile(path, []byte(text+"\n"), 0o600)
 }
 
 // lock makes this the only `hayloft up` of its state directory, and leaves its process id for `down`.
@@ -203,9 +196,12 @@ func (f *upFlags) lock() (release func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := lockfile.Take(context.Background(), file, 0); err != nil {
 		file.Close()
-		return nil, fault.Errorf(fault.Busy, "state directory %s: another hayloft up uses it", f.stateDir)
+		if fault.Is(err, fault.Busy) {
+			return nil, fault.Errorf(fault.Busy, "state directory %s: another hayloft up uses it", f.stateDir)
+		}
+		return nil, err
 	}
 	err = file.Truncate(0)
 	if err == nil {

@@ -13,6 +13,7 @@ import (
 	"hayloft/disk/cache/storage"
 	"hayloft/disk/localstore"
 	"hayloft/image"
+	"hayloft/internal/durable"
 )
 
 // readIndex reads a base's index, which is fetched once.
@@ -34,7 +35,7 @@ func (b *based) readIndex(ctx context.Context, s BaseSpec) (*image.Index, error)
 	if index, err = image.ReadIndex(src, src.Size(), s.Image.Digest); err != nil {
 		return nil, err
 	}
-	return index, writeDurable(path, index.Marshal(), 0o400)
+	return index, durable.WriteFile(path, index.Marshal(), 0o400)
 }
 
 func indexFile(path, digest string) (*image.Index, error) {

@@ -3,7 +3,6 @@ package blockd
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -11,9 +10,9 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"hayloft/cloud/fault"
+	"hayloft/internal/durable"
+	"hayloft/internal/lockfile"
 )
 
 const (
@@ -22,7 +21,6 @@ const (
 	LogFile = "blockd.log"
 
 	takeOverLimit = 20 * time.Second // for the process before this one to end
-	lockPoll      = 2 * time.Millisecond
 	idleLimit     = 5 * time.Second
 
 	// garbage is how much of the memory in use may wait to be collected, in percent. Hits make none, and the
@@ -75,38 +73,25 @@ func Run(ctx context.Context, c RunConfig) error {
 	idle := newIdle(c.Idle, d.inUse, stop)
 	defer idle.stop()
 	s := &Server{Service: d, Version: c.Version, End: stop, Connections: idle.connections}
-	err = errors.Join(s.Serve(ctx, l), d.Close(), removeDurable(socketOf(c.StateDir)))
+	err = errors.Join(s.Serve(ctx, l), d.Close(), durable.Remove(socketOf(c.StateDir)))
 	c.Log.Info("data path ends", "pid", os.Getpid(), "error", err)
 	return err
 }
 
 // lockDir makes this process the only daemon of the directory until unlock or its death.
 func lockDir(ctx context.Context, stateDir string, limit time.Duration) (unlock func(), err error) {
-	path := filepath.Join(stateDir, lockFile)
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	file, err := os.OpenFile(filepath.Join(stateDir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	tick := time.NewTicker(lockPoll)
-	defer tick.Stop()
-	for {
-		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { file.Close() }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			file.Close()
-			return nil, fmt.Errorf("%s: lock: %w", path, err)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			file.Close()
+	if err := lockfile.Take(ctx, file, limit); err != nil {
+		file.Close()
+		if fault.Is(err, fault.Busy) {
 			return nil, fault.Errorf(fault.Busy, "state directory %s: another blockd uses it", stateDir)
 		}
+		return nil, err
 	}
+	return func() { file.Close() }, nil
 }
 
 // idle ends a process that is of no use.

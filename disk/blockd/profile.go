@@ -13,6 +13,7 @@ import (
 	"hayloft/cloud/fault"
 	"hayloft/disk/repository"
 	"hayloft/image"
+	"hayloft/internal/durable"
 )
 
 // ProfileFile is the boot profile of a base, in its directory.
@@ -54,7 +55,7 @@ func (b *based) profile(ctx context.Context, index *image.Index) ([]int, error) 
 		b.daemon.config.Log.Warn("boot profile left out", "image", s.Image.ID, "error", err)
 		return nil, nil
 	}
-	return chunks, writeDurable(path, text, 0o400)
+	return chunks, durable.WriteFile(path, text, 0o400)
 }
 
 func readObject(ctx context.Context, repo repository.Repository, name string, most int64) ([]byte, error) {
@@ -145,7 +146,7 @@ func (r *recorder) publish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := writeDurable(filepath.Join(s.Dir, ProfileFile), text, 0o400); err != nil {
+	if err := durable.WriteFile(filepath.Join(s.Dir, ProfileFile), text, 0o400); err != nil {
 		return err
 	}
 	log := b.daemon.config.Log.With("image", s.Image.ID, "chunks", len(r.chunks))

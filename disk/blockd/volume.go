@@ -12,6 +12,7 @@ import (
 	"hayloft/disk/cache"
 	"hayloft/disk/cache/storage"
 	"hayloft/disk/repository"
+	"hayloft/internal/durable"
 	"hayloft/internal/undo"
 )
 
@@ -195,7 +196,7 @@ func (d *Daemon) keepMark(ctx context.Context, v VolumeSpec, src *source) error 
 	if text, err = json.Marshal(now); err != nil {
 		return err
 	}
-	return writeDurable(path, text, 0o600)
+	return durable.WriteFile(path, text, 0o600)
 }
 
 func (d *Daemon) dropStale(ctx context.Context, v VolumeSpec, former, now repository.Mark) error {
@@ -250,7 +251,7 @@ func (x *exported) discard(ctx context.Context) error {
 	src := x.source
 	x.volume, x.source = nil, nil
 	x.mu.Unlock()
-	return errors.Join(src.Close(), removeDurable(filepath.Clean(x.record.Export.Volume.Dir)+MarkSuffix))
+	return errors.Join(src.Close(), durable.Remove(filepath.Clean(x.record.Export.Volume.Dir)+MarkSuffix))
 }
 
 // again puts an export in the place of x, which serves no more, with the volume that x has open.

@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/hypervisor"
+	"hayloft/internal/durable"
 )
 
 // pause waits for after or for the end of the turn.
@@ -160,19 +160,7 @@ func writeSaved(path string, s saved) (err error) {
 	if err != nil {
 		return err
 	}
-	temporary := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
-	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(temporary, path)
-	}
-	if err != nil {
-		os.Remove(temporary)
-	}
-	return err
+	return durable.WriteFile(path, data, 0o600)
 }
 
 func readSaved(path string) (saved, error) {

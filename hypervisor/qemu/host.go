@@ -12,6 +12,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/hypervisor"
+	"hayloft/internal/durable"
 )
 
 // host is what the driver found out about QEMU on this host. It is kept in StateDir/qemu-probe.json for as
@@ -93,7 +94,7 @@ func (d *Driver) probed(ctx context.Context) (*host, error) {
 	found.Key = key
 	text, err := json.MarshalIndent(found, "", "  ")
 	if err == nil {
-		err = writeFile(path, append(text, '\n'))
+		err = durable.WriteFile(path, append(text, '\n'), 0o600)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("qemu probe: %w", err)

@@ -14,6 +14,7 @@ import (
 	"hayloft/cloud/fault"
 	"hayloft/hypervisor"
 	"hayloft/hypervisor/qemu/qmp"
+	"hayloft/internal/durable"
 	"hayloft/internal/undo"
 )
 
@@ -177,7 +178,7 @@ func (d *Driver) save(ctx context.Context, dom *domain, client *qmp.Client, path
 	if err := writeState(ctx, dom, client, f); err != nil {
 		return err
 	}
-	if err := errors.Join(f.Sync(), syncDir(filepath.Dir(path))); err != nil {
+	if err := errors.Join(f.Sync(), durable.SyncDir(filepath.Dir(path))); err != nil {
 		return err
 	}
 	if ctx.Err() != nil {

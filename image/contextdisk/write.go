@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"hayloft/internal/durable"
 	"hayloft/internal/undo"
 )
 
@@ -26,27 +27,13 @@ func Write(ctx context.Context, path string, files map[string][]byte, mode os.Fi
 	if err != nil {
 		return err
 	}
-	var steps undo.Stack
-	temporary, err := os.CreateTemp(filepath.Dir(path), ".context-*")
-	if err != nil {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := durable.WriteFile(path, image, mode); err != nil {
 		return fmt.Errorf("context disk %s: %w", path, err)
 	}
-	steps.Push(func() error { return os.Remove(temporary.Name()) })
-	_, err = temporary.Write(image)
-	if err == nil {
-		err = temporary.Chmod(mode)
-	}
-	if err == nil {
-		err = temporary.Sync()
-	}
-	err = errors.Join(err, temporary.Close(), ctx.Err())
-	if err == nil {
-		err = os.Rename(temporary.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("context disk %s: %w", path, err), steps.Run())
-	}
-	return syncDirectory(filepath.Dir(path))
+	return nil
 }
 
 // WriteDirectory puts the files into a directory of their own, for containers. Directory and files belong to uid
@@ -71,7 +58,7 @@ func WriteDirectory(dir string, files map[string][]byte, uid, gid int) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("context directory %s: %w", dir, err), steps.Run())
 	}
-	return syncDirectory(filepath.Dir(dir))
+	return durable.SyncDir(filepath.Dir(dir))
 }
 
 func fill(dir string, files map[string][]byte, uid, gid int) error {
@@ -83,7 +70,7 @@ func fill(dir string, files map[string][]byte, uid, gid int) error {
 	if err := os.Chown(dir, uid, gid); err != nil {
 		return err
 	}
-	return syncDirectory(dir)
+	return durable.SyncDir(dir)
 }
 
 func writeFile(path string, content []byte, uid, gid int) error {
@@ -111,12 +98,4 @@ func swapIn(fresh, dir string) error {
 		return err
 	}
 	return os.RemoveAll(fresh)
-}
-
-func syncDirectory(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

@@ -9,9 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"hayloft/internal/lockfile"
 )
 
 // recipeVersion changes the key when the Go code that makes the images changes what is in them.
@@ -133,28 +132,15 @@ func syncPath(name string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-const lockPoll = 100 * time.Millisecond
-
 // lock takes the build lock of a cache directory. The kernel drops it when its holder dies.
 func lock(ctx context.Context, name string) (unlock func(), err error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", name, err)
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", name, ctx.Err())
-		case <-time.After(lockPoll):
-		}
+	if err := lockfile.Take(ctx, f, lockfile.Forever); err != nil {
+		f.Close()
+		return nil, err
 	}
+	return func() { f.Close() }, nil
 }

@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,9 +15,9 @@ import (
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 	"go.etcd.io/etcd/api/v3/version"
-	"golang.org/x/sys/unix"
 
 	"hayloft/cloud/fault"
+	"hayloft/internal/lockfile"
 )
 
 // lockDir makes the data directory and takes it for this process until the returned file is closed.
@@ -31,13 +32,12 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("etcd data directory: %w", err)
 	}
-	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil {
+	if err = lockfile.Take(context.Background(), lock, 0); err == nil {
 		err = writeOwner(lock)
-	} else if errors.Is(err, unix.EWOULDBLOCK) {
+	} else if fault.Is(err, fault.Busy) {
 		err = fault.Errorf(fault.Busy, "etcd data directory %s is in use by process %s", dir, owner(lock))
 	} else {
-		err = fmt.Errorf("etcd data directory %s: lock: %w", dir, err)
+		err = fmt.Errorf("etcd data directory: %w", err)
 	}
 	if err != nil {
 		lock.Close()

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"hayloft/cloud/fault"
+	"hayloft/internal/durable"
 )
 
 // How long certificates are good for.
@@ -59,7 +60,7 @@ func LoadOrCreateAuthority(dir string) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch err := writeOnce(path, content); {
+	switch err := durable.WriteNew(path, content, 0o600); {
 	case errors.Is(err, fs.ErrExist):
 		return loadAuthority(path)
 	case err != nil:
@@ -158,29 +159,4 @@ func HashOf(der []byte) string {
 
 func serial() (*big.Int, error) {
 	return rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
-}
-
-// writeOnce makes the file with its content unless it exists (fs.ErrExist). A crash leaves it whole or absent.
-func writeOnce(path string, content []byte) error {
-	dir := filepath.Dir(path)
-	file, err := os.CreateTemp(dir, ".authority-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(file.Name())
-	_, err = file.Write(content)
-	if err == nil {
-		err = file.Sync()
-	}
-	if err := errors.Join(err, file.Close()); err != nil {
-		return err
-	}
-	if err := os.Link(file.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

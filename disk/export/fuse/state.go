@@ -2,17 +2,17 @@ package fuse
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"strings"
 	"unsafe"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sys/unix"
 
 	"hayloft/cloud/fault"
+	"hayloft/internal/lockfile"
 )
 
 // stateVersion changes with everything that two processes on one connection must agree on.
@@ -80,12 +80,12 @@ func lockState(path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := lockfile.Take(context.Background(), file, 0); err != nil {
 		file.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
+		if fault.Is(err, fault.Busy) {
 			return nil, fault.Errorf(fault.Busy, "is served by another process")
 		}
-		return nil, fmt.Errorf("lock %s: %w", file.Name(), err)
+		return nil, err
 	}
 	return file, nil
 }

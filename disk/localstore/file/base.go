@@ -15,6 +15,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/localstore"
+	"hayloft/internal/durable"
 )
 
 // complete is the content of a base's mark. Size is for Data only.
@@ -219,7 +220,7 @@ func (b *builder) place(mark complete, index []byte) error {
 // mark writes what makes the content in its place a base.
 func (b *builder) mark(mark complete, index []byte) error {
 	if index != nil {
-		if err := writeDurable(filepath.Join(b.dir, "index"), index, 0o400); err != nil {
+		if err := durable.WriteFile(filepath.Join(b.dir, "index"), index, 0o400); err != nil {
 			return err
 		}
 	}
@@ -227,10 +228,10 @@ func (b *builder) mark(mark complete, index []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := writeDurable(filepath.Join(b.dir, completeName(b.kind)), text, 0o400); err != nil {
+	if err := durable.WriteFile(filepath.Join(b.dir, completeName(b.kind)), text, 0o400); err != nil {
 		return err
 	}
-	return syncDir(b.store.baseRoot())
+	return durable.SyncDir(b.store.baseRoot())
 }
 
 // displace takes away what place has put there: unmarked, nobody would count it or make room of it.

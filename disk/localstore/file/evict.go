@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"hayloft/disk/localstore"
+	"hayloft/internal/durable"
 )
 
 // inUseNow reports whether a pin or a machine's record names a base. The caller holds the lock.
@@ -130,7 +131,7 @@ func (s *Store) remove(key baseKey) error {
 			return err
 		}
 	}
-	if err := syncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := durable.SyncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if err := s.removeFiles(dir, key.kind); err != nil {
@@ -160,7 +161,7 @@ func (s *Store) removeFiles(dir string, kind localstore.Kind) error {
 
 // kindOfFile is the kind of base that a file in a base's directory belongs to.
 func kindOfFile(name string) localstore.Kind {
-	if strings.HasPrefix(name, "tree") {
+	if strings.HasPrefix(strings.TrimPrefix(name, "."), "tree") {
 		return localstore.Tree
 	}
 	return localstore.Data

@@ -27,6 +27,7 @@ import (
 	"hayloft/cloud/fault"
 	"hayloft/disk/localstore"
 	"hayloft/image"
+	"hayloft/internal/durable"
 )
 
 // Config of a Store.
@@ -132,7 +133,7 @@ func (s *Store) makeDir(dir string) error {
 }
 
 const (
-	partMark = ".part-"
+	partMark = durable.PartMark
 	deadMark = ".dead-"
 )
 

@@ -14,6 +14,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/localstore"
+	"hayloft/internal/durable"
 )
 
 func (s *Store) machinePath(id int) string {
@@ -52,7 +53,7 @@ func (s *Store) PutMachine(_ context.Context, m localstore.Machine) error {
 	if err != nil {
 		return err
 	}
-	if err := writeDurable(s.machinePath(m.ID), text, 0o600); err != nil {
+	if err := durable.WriteFile(s.machinePath(m.ID), text, 0o600); err != nil {
 		return s.errorf(err)
 	}
 	s.mu.Lock()

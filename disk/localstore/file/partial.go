@@ -10,6 +10,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/localstore"
+	"hayloft/internal/durable"
 )
 
 // readPartial reads the mark of a Data base that is being filled.
@@ -96,7 +97,7 @@ func (s *Store) begin(dir string, mark localstore.Mark, index []byte, fresh bool
 		if err := s.removeFiles(dir, localstore.Data); err != nil { // not marked, so of no worth
 			return err
 		}
-		if err := writeDurable(filepath.Join(dir, localstore.IndexFile), index, 0o400); err != nil {
+		if err := durable.WriteFile(filepath.Join(dir, localstore.IndexFile), index, 0o400); err != nil {
 			return err
 		}
 	}
@@ -104,13 +105,13 @@ func (s *Store) begin(dir string, mark localstore.Mark, index []byte, fresh bool
 	if err != nil {
 		return err
 	}
-	if err := writeDurable(filepath.Join(dir, localstore.PartialFile), text, 0o400); err != nil {
+	if err := durable.WriteFile(filepath.Join(dir, localstore.PartialFile), text, 0o400); err != nil {
 		if fresh {
 			_ = os.Remove(filepath.Join(dir, localstore.IndexFile))
 		}
 		return err
 	}
-	return syncDir(s.baseRoot())
+	return durable.SyncDir(s.baseRoot())
 }
 
 // Partial implements localstore.Store.

@@ -2,51 +2,12 @@ package blockd
 
 import (
 	"encoding/json"
-	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"hayloft/internal/durable"
 )
-
-// writeDurable writes a file so that a crash leaves the old one or the new one.
-func writeDurable(path string, content []byte, mode fs.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".part-")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = errors.Join(f.Chmod(mode), f.Sync())
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func removeDurable(path string) error {
-	if err := os.Remove(path); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
 
 const recordSuffix = ".json"
 
@@ -58,11 +19,11 @@ func (r records[T]) put(name string, value T) error {
 	if err != nil {
 		return err
 	}
-	return writeDurable(filepath.Join(r.dir, name+recordSuffix), append(text, '\n'), 0o600)
+	return durable.WriteFile(filepath.Join(r.dir, name+recordSuffix), append(text, '\n'), 0o600)
 }
 
 func (r records[T]) remove(name string) error {
-	return removeDurable(filepath.Join(r.dir, name+recordSuffix))
+	return durable.Remove(filepath.Join(r.dir, name+recordSuffix))
 }
 
 // all makes the directory when it is missing, and removes what a crash left half-written. A record that cannot be read is told to bad, and kept.

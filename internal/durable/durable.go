@@ -1,0 +1,68 @@
+// Package durable changes files so that a crash leaves the old or the new state, and what was changed is on the disk
+// when a call returns.
+package durable
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// PartMark is in the names, which begin with a dot, of files that are being written; a crash leaves them.
+const PartMark = ".part-"
+
+// WriteFile makes content the file at path, with the permissions mode whatever the umask is, in place of one that is
+// there. After an error it is the old one, except when only the directory could not be synced.
+func WriteFile(path string, content []byte, mode fs.FileMode) error {
+	return write(path, content, mode, os.Rename)
+}
+
+// WriteNew is WriteFile for a file that must not be there: fs.ErrExist.
+func WriteNew(path string, content []byte, mode fs.FileMode) error {
+	return write(path, content, mode, func(part, path string) error {
+		if err := os.Link(part, path); err != nil {
+			return err
+		}
+		return os.Remove(part)
+	})
+}
+
+func write(path string, content []byte, mode fs.FileMode, publish func(part, path string) error) error {
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+PartMark)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err == nil {
+		err = errors.Join(f.Chmod(mode), f.Sync())
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = publish(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return SyncDir(dir)
+}
+
+// Remove removes the file at path, if there is one.
+func Remove(path string) error {
+	if err := os.Remove(path); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	return SyncDir(filepath.Dir(path))
+}
+
+// SyncDir makes the names in a directory durable.
+func SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
