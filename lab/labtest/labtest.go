@@ -23,3 +23,13 @@ func Root(t testing.TB, programs ...string) {
 		}
 	}
 }
+
+// Lacks ends a test that found only meanwhile that the machine cannot do something: it is a failure with HAYLOFT_LAB=1,
+// as in Root, and skipped without.
+func Lacks(t testing.TB, what string) {
+	t.Helper()
+	if os.Getenv("HAYLOFT_LAB") == "1" {
+		t.Fatalf("HAYLOFT_LAB=1 but the machine lacks %s", what)
+	}
+	t.Skipf("needs %s", what)
+}
