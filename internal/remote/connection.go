@@ -19,8 +19,9 @@ import (
 // connection is one login at a host, with what runs over it.
 type connection struct {
 	host   *Host
+	id     uint64
 	client *ssh.Client
-	socket net.Conn
+	socket *heard
 	done   chan struct{} // closed when it is lost or closed
 
 	// Under host.mu:
@@ -30,9 +31,11 @@ type connection struct {
 	idle     *time.Timer
 	cause    error // why it is lost
 
-	worked  atomic.Bool // a session was opened once
-	opening sync.Mutex  // held while the SFTP client is made
-	files   *sftp.Client
+	worked   atomic.Bool // a session was opened once
+	opening  sync.Once   // of the SFTP client
+	opened   chan struct{}
+	files    *sftp.Client // both when opened is closed
+	filesErr error
 }
 
 // connect dials and logs in. ctx bounds it, as does the configured limit.
@@ -50,13 +53,14 @@ func (h *Host) connect(ctx context.Context) (*connection, error) {
 	}
 	defer me.close()
 	dialer := net.Dialer{}
-	socket, err := dialer.DialContext(ctx, "tcp", h.at.dial())
+	tcp, err := dialer.DialContext(ctx, "tcp", h.at.dial())
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
 		return nil, fault.Errorf(fault.Unavailable, "host %s: %w", h, err)
 	}
+	socket := &heard{Conn: tcp}
 	unwatch := context.AfterFunc(ctx, func() { socket.Close() })
 	client, channels, requests, err := ssh.NewClientConn(socket, h.at.dial(), &ssh.ClientConfig{
 		User:              h.at.user,
@@ -72,7 +76,7 @@ func (h *Host) connect(ctx context.Context) (*connection, error) {
 		socket.Close()
 		return nil, h.refused(ctx, err, me)
 	}
-	c := &connection{host: h, client: ssh.NewClient(client, channels, requests), socket: socket, done: make(chan struct{}), most: maxSessions}
+	c := &connection{host: h, client: ssh.NewClient(client, channels, requests), socket: socket, done: make(chan struct{}), opened: make(chan struct{}), most: maxSessions}
 	h.wait.Go(func() {
 		err := c.client.Wait()
 		c.lose(fmt.Errorf("the connection ended: %w", err))
@@ -99,7 +103,22 @@ func (h *Host) refused(ctx context.Context, err error, me login) error {
 	return fault.Errorf(fault.Unavailable, "host %s: %w", h, err)
 }
 
-// keepAlive asks from time to time whether the host is there, and gives the connection up when it is not.
+// heard is a socket that knows when something last came in.
+type heard struct {
+	net.Conn
+	last atomic.Int64 // nanoseconds since 1970
+}
+
+func (h *heard) Read(p []byte) (int, error) {
+	n, err := h.Conn.Read(p)
+	h.last.Store(time.Now().UnixNano())
+	return n, err
+}
+
+func (h *heard) silent() time.Duration { return time.Since(time.Unix(0, h.last.Load())) }
+
+// keepAlive asks from time to time whether the host is there, and gives the connection up when nothing comes in.
+// On a slow line the answer may have to queue up behind data: these count as well.
 func (c *connection) keepAlive() {
 	ticker := time.NewTicker(c.host.config.KeepAlive)
 	defer ticker.Stop()
@@ -109,19 +128,25 @@ func (c *connection) keepAlive() {
 		case <-c.done:
 			return
 		}
-		answer := make(chan error, 1)
+		answer := make(chan struct{})
 		c.host.wait.Go(func() {
-			_, _, err := c.client.SendRequest("keepalive@openssh.com", true, nil)
-			answer <- err
+			_, _, _ = c.client.SendRequest("keepalive@openssh.com", true, nil)
+			close(answer)
 		})
-		limit := time.NewTimer(c.host.config.DeadAfter)
-		select {
-		case <-answer:
-		case <-limit.C:
-			c.lose(fmt.Errorf("it has not answered for %v", c.host.config.DeadAfter))
-		case <-c.done:
+		asked := time.Now()
+		for waiting := true; waiting; {
+			select {
+			case <-answer:
+				waiting = false
+			case <-ticker.C:
+				if dead := c.host.config.DeadAfter; time.Since(asked) >= dead && c.socket.silent() >= dead {
+					c.lose(fmt.Errorf("it has not answered for %v", dead))
+					return
+				}
+			case <-c.done:
+				return
+			}
 		}
-		limit.Stop()
 	}
 }
 
@@ -157,28 +182,34 @@ func (c *connection) err() error {
 // bigPacket is what sftp-server of OpenSSH takes and gives at once, in bytes; others promise only 32 KiB.
 const bigPacket = 255 << 10
 
-// sftp gives the one SFTP client of the connection.
+// sftp gives the one SFTP client of the connection. Whoever asks first opens it, for all: a context that ends
+// leaves it to the others.
 func (c *connection) sftp(ctx context.Context) (*sftp.Client, error) {
-	c.opening.Lock()
-	defer c.opening.Unlock()
-	if c.files != nil {
-		return c.files, nil
+	c.opening.Do(func() {
+		c.host.wait.Go(func() {
+			c.files, c.filesErr = c.openSFTP()
+			close(c.opened)
+		})
+	})
+	select {
+	case <-c.opened:
+		return c.files, c.filesErr
+	case <-ctx.Done():
+		return nil, c.host.ended(ctx)
 	}
-	stop := context.AfterFunc(ctx, func() { c.lose(fmt.Errorf("SFTP: %w", ctx.Err())) })
-	defer stop()
-	files, err := sftp.NewClient(c.client)
+}
+
+func (c *connection) openSFTP() (*sftp.Client, error) {
+	files, err := sftp.NewClient(c.client, sftp.UseConcurrentWrites(true))
 	if err != nil {
-		if ctx.Err() != nil || c.isLost() {
+		if c.isLost() {
 			return nil, c.err()
 		}
 		return nil, fault.Errorf(fault.Unsupported, "host %s gives no SFTP: %w", c.host, err)
 	}
-	if _, ok := files.HasExtension("limits@openssh.com"); ok {
-		if err := sftp.MaxPacketUnchecked(bigPacket)(files); err != nil {
-			return nil, err
-		}
-	}
-	c.files = files
 	c.worked.Store(true)
-	return files, nil
+	if _, ok := files.HasExtension("limits@openssh.com"); ok {
+		err = sftp.MaxPacketUnchecked(bigPacket)(files)
+	}
+	return files, err
 }

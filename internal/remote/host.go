@@ -30,6 +30,7 @@ type Host struct {
 
 	mu     sync.Mutex
 	conns  []*connection
+	made   uint64 // connections so far
 	closed bool
 }
 
@@ -101,39 +102,59 @@ func (c *Conn) Lose(cause error) { c.c.lose(cause) }
 // with the connection: don't close it. fault.Unsupported when the host has no SFTP.
 func (c *Conn) SFTP(ctx context.Context) (*sftp.Client, error) { return c.c.sftp(ctx) }
 
-// Run is Host.Run on this very connection.
+// ID tells connections of this process apart.
+func (c *Conn) ID() uint64 { return c.c.id }
+
+// Run is Host.Run on this very connection, which may have no room for it: fault.Unavailable.
 func (c *Conn) Run(ctx context.Context, cmd command.Cmd) ([]byte, error) {
-	c.c.host.mu.Lock()
+	session, err := c.session(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer c.c.host.release(c.c, true)
+	return c.c.run(ctx, session, cmd)
+}
+
+// Start is Host.Start on this very connection.
+func (c *Conn) Start(ctx context.Context, cmd command.Cmd) (*Process, error) {
+	session, err := c.session(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return c.c.startPiped(ctx, session, cmd)
+}
+
+// session opens a session on this connection; the caller releases it.
+func (c *Conn) session(ctx context.Context) (*ssh.Session, error) {
+	h := c.c.host
+	h.mu.Lock()
 	c.c.refs++
 	c.c.sessions++
-	c.c.host.mu.Unlock()
-	defer c.c.host.release(c.c, true)
+	h.mu.Unlock()
 	session, err := c.c.open(ctx)
 	if err != nil {
+		h.release(c.c, true)
 		return nil, c.c.noSession(ctx, err)
 	}
-	return c.c.run(ctx, session, cmd)
+	return session, nil
 }
 
 // take gives a live connection that fits, with a reference on it, or makes one.
 func (h *Host) take(ctx context.Context, fits func(*connection) bool) (*connection, error) {
-	for {
-		c, err := h.find(fits)
-		if c != nil || err != nil {
-			return c, err
-		}
-		select {
-		case h.dial <- struct{}{}:
-		case <-ctx.Done():
-			return nil, h.ended(ctx)
-		}
-		c, err = h.find(fits) // somebody else may have made one while we waited
-		if c == nil && err == nil {
-			c, err = h.add(ctx)
-		}
-		<-h.dial
+	c, err := h.find(fits)
+	if c != nil || err != nil {
 		return c, err
 	}
+	select {
+	case h.dial <- struct{}{}:
+		defer func() { <-h.dial }()
+	case <-ctx.Done():
+		return nil, h.ended(ctx)
+	}
+	if c, err = h.find(fits); c == nil && err == nil { // nobody made one while we waited
+		c, err = h.add(ctx)
+	}
+	return c, err
 }
 
 // add makes a connection, with a reference on it.
@@ -147,6 +168,8 @@ func (h *Host) add(ctx context.Context) (*connection, error) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.made++
+	c.id = h.made
 	if h.closed {
 		c.socket.Close()
 		return nil, h.closedErr()

@@ -91,6 +91,12 @@ func (h *Host) Start(ctx context.Context, cmd command.Cmd) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", cmd.Name, err)
 	}
+	return c.startPiped(ctx, session, cmd)
+}
+
+// startPiped starts cmd in a session that has been counted, and counts it off when it has ended.
+func (c *connection) startPiped(ctx context.Context, session *ssh.Session, cmd command.Cmd) (*Process, error) {
+	h := c.host
 	stdin, err := session.StdinPipe()
 	if err != nil {
 		session.Close()
