@@ -3,6 +3,7 @@ package way
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"strings"
 	"sync"
@@ -161,9 +162,13 @@ func (w *Way) fillVolume(ctx context.Context, img disk.Image, report func(done, 
 	if err := volumes.Unprovision(ctx, part); err != nil { // of a flight that could not take it back
 		return "", 0, named(img, err)
 	}
-	v, err = w.provision(ctx, localstore.VolumeSpec{Name: part, Size: roundUp(img.Size, sector), UID: os.Geteuid(), GID: os.Getegid()})
+	size := roundUp(img.Size, sector)
+	v, err = w.provision(ctx, localstore.VolumeSpec{Name: part, Size: size, UID: os.Geteuid(), GID: os.Getegid(), Raw: true})
 	if err == nil {
-		read, err = w.copyInto(ctx, img, v, report)
+		err = writeVolume(v, func(to *os.File) (err error) {
+			read, err = w.copyInto(ctx, img, v, to, size, report)
+			return err
+		})
 	}
 	if err == nil {
 		v, err = volumes.Rename(ctx, part, name)
@@ -175,9 +180,9 @@ func (w *Way) fillVolume(ctx context.Context, img disk.Image, report func(done, 
 	return v.Path, read, nil
 }
 
-// copyInto copies an image into a volume that reads as zeros, verified chunk by chunk, and makes it durable. It comes from
+// copyInto copies an image into a volume, verified chunk by chunk, and has it read as zeros from there to size. It comes from
 // its repository, or from the base that this host has as a file.
-func (w *Way) copyInto(ctx context.Context, img disk.Image, v localstore.Volume, report func(done, total int64)) (read int64, err error) {
+func (w *Way) copyInto(ctx context.Context, img disk.Image, v localstore.Volume, to *os.File, size int64, report func(done, total int64)) (read int64, err error) {
 	unpin := w.store.Pin(img.Digest)
 	defer unpin()
 	repo, index, err := w.index(ctx, img)
@@ -185,7 +190,7 @@ func (w *Way) copyInto(ctx context.Context, img disk.Image, v localstore.Volume,
 		return 0, err
 	}
 	read = int64(len(index.Marshal()))
-	if index.Length() > v.Size {
+	if index.Length() > size {
 		return read, fault.Errorf(fault.Corrupt, "has %d bytes, was registered with %d", index.Length(), img.Size)
 	}
 	local, err := w.store.Find(ctx, img.Digest, localstore.Data)
@@ -197,23 +202,32 @@ func (w *Way) copyInto(ctx context.Context, img disk.Image, v localstore.Volume,
 		return read, err
 	}
 	defer leave()
+	var src io.ReaderAt
 	if local != "" {
-		src, err := os.Open(local)
+		f, err := os.Open(local)
 		if err != nil {
 			return read, err
 		}
-		defer src.Close()
-		_, err = w.copyChunks(ctx, index, v, src, report)
-		return read, err
+		defer f.Close()
+		src = f
+	} else {
+		s, err := repo.Open(ctx, img.Source)
+		if err != nil {
+			return read, err
+		}
+		defer s.Close()
+		if err := checkLength(img, index, s.Size()); err != nil {
+			return read, err
+		}
+		src = s
 	}
-	src, err := repo.Open(ctx, img.Source)
+	need := index.DataBytes()
+	n, err := index.CopyTo(ctx, to, src, func(done int64) { report(done, need) })
+	if local == "" {
+		read += n
+	}
 	if err != nil {
 		return read, err
 	}
-	defer src.Close()
-	if err := checkLength(img, index, src.Size()); err != nil {
-		return read, err
-	}
-	n, err := w.copyChunks(ctx, index, v, src, report)
-	return read + n, err
+	return read, zeroRest(ctx, to, v, index, size)
 }

@@ -32,7 +32,7 @@ func (p *preparation) copied(ctx context.Context, spec disk.Spec, d *diskRecord)
 		err error
 	)
 	if d.Made {
-		v, _, err = p.ownVolume(ctx, d, d.Size)
+		v, err = p.hadVolume(ctx, d, d.Size)
 	} else if v, err = p.copyOfBase(ctx, img, d); fault.Is(err, fault.OutOfSpace) {
 		v, err = p.copyOfImage(ctx, img, d)
 	}
@@ -70,14 +70,11 @@ func (p *preparation) copyOfBase(ctx context.Context, img disk.Image, d *diskRec
 	if !fault.Is(err, fault.Unsupported) {
 		return v, err
 	}
-	if v, err = w.provision(ctx, p.spec(d, d.Size)); err != nil {
-		return v, err
-	}
-	return v, p.fill(ctx, d, v, func(to *os.File) error { return p.copyVerified(ctx, img, path, to) })
+	return p.newRawVolume(ctx, d, d.Size, func(v localstore.Volume, to *os.File) error { return p.copyVerified(ctx, img, d, path, v, to) })
 }
 
-// copyVerified copies an image from a volume into one that reads as zeros.
-func (p *preparation) copyVerified(ctx context.Context, img disk.Image, from string, to *os.File) error {
+// copyVerified copies an image from a volume into another.
+func (p *preparation) copyVerified(ctx context.Context, img disk.Image, d *diskRecord, from string, v localstore.Volume, to *os.File) error {
 	leave, err := p.way.copies.enter(ctx, img.Repository.ID, false)
 	if err != nil {
 		return err
@@ -88,39 +85,22 @@ func (p *preparation) copyVerified(ctx context.Context, img disk.Image, from str
 		return err
 	}
 	defer src.Close()
-	report := p.reporter(fmt.Sprintf("copy %d", p.request.Machine))
+	report := p.reporter(fmt.Sprintf("copy %s", img.Name))
 	index, _, err := image.Scan(ctx, to, io.NewSectionReader(src, 0, img.Size), img.Size, func(done int64) { report(done, img.Size) })
 	if err == nil && index.Digest() != img.Digest {
 		err = fault.Errorf(fault.Corrupt, "volume %s has not the content of %s", from, img.Digest)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return zeroRest(ctx, to, v, index, d.Size)
 }
 
 // copyOfImage copies the image itself, for this machine alone.
 func (p *preparation) copyOfImage(ctx context.Context, img disk.Image, d *diskRecord) (localstore.Volume, error) {
-	v, _, err := p.ownVolume(ctx, d, d.Size)
-	if err != nil {
-		return v, err
-	}
-	read, err := p.way.copyInto(ctx, img, v, p.reporter("copy "+img.Name))
-	p.result.RepositoryBytes += read
-	if err != nil {
-		return v, err
-	}
-	return v, p.filled(ctx, d)
-}
-
-// copyChunks copies an image, verified, into a volume that reads as zeros, and makes it durable.
-func (w *Way) copyChunks(ctx context.Context, index *image.Index, v localstore.Volume, src io.ReaderAt, report func(done, total int64)) (read int64, err error) {
-	to, err := os.OpenFile(v.Path, os.O_RDWR, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer to.Close()
-	need := index.DataBytes()
-	read, err = index.CopyTo(ctx, to, src, func(done int64) { report(done, need) })
-	if err != nil {
-		return read, err
-	}
-	return read, to.Sync()
+	return p.newRawVolume(ctx, d, d.Size, func(v localstore.Volume, to *os.File) error {
+		read, err := p.way.copyInto(ctx, img, v, to, d.Size, p.reporter("copy "+img.Name))
+		p.result.RepositoryBytes += read
+		return err
+	})
 }

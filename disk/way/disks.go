@@ -55,20 +55,21 @@ func (p *preparation) standOn(ctx context.Context, path string, there qcow2.Over
 	return err
 }
 
-// overlayVolume makes the qcow2 in a volume, which has room for the disk written from end to end.
+// overlayVolume makes the qcow2 in a volume, which has room for the disk written from end to end. What is in the volume
+// beyond what the qcow2 names, nobody sees: QEMU writes whole clusters.
 func (p *preparation) overlayVolume(ctx context.Context, record *diskRecord, base below) (device.Device, error) {
-	v, made, err := p.ownVolume(ctx, record, qcow2.FullSize(record.Size))
+	if !record.Made {
+		p.progress(disk.Progress{Step: fmt.Sprintf("overlay %d", record.ID)})
+		v, err := p.newRawVolume(ctx, record, qcow2.FullSize(record.Size), func(v localstore.Volume, f *os.File) error {
+			return qcow2.Write(fixed{f, v.Size, v.Zeros}, qcow2.Overlay{Size: record.Size, Backing: base.path, BackingFormat: "raw"})
+		})
+		return overlayDevice(v, base), err
+	}
+	v, err := p.hadVolume(ctx, record, qcow2.FullSize(record.Size))
 	if err != nil {
 		return device.Device{}, err
 	}
-	d := deviceOf(v, device.QCOW2, false)
-	d.Backing = base.export
-	if !made {
-		p.progress(disk.Progress{Step: fmt.Sprintf("overlay %d", record.ID)})
-		return d, p.fill(ctx, record, v, func(f *os.File) error {
-			return qcow2.Write(fixed{f, v.Size}, qcow2.Overlay{Size: record.Size, Backing: base.path, BackingFormat: "raw"})
-		})
-	}
+	d := overlayDevice(v, base)
 	there, err := readOverlay(v.Path)
 	if err != nil {
 		return d, fmt.Errorf("volume %s: %w", v.Name, err)
@@ -80,6 +81,12 @@ func (p *preparation) overlayVolume(ctx context.Context, record *diskRecord, bas
 		}
 	}
 	return d, p.standOn(ctx, v.Path, there, base.path)
+}
+
+func overlayDevice(v localstore.Volume, base below) device.Device {
+	d := deviceOf(v, device.QCOW2, false)
+	d.Backing = base.export
+	return d
 }
 
 func readOverlay(path string) (qcow2.Overlay, error) {

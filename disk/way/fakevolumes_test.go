@@ -1,10 +1,12 @@
 package way
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -29,6 +31,7 @@ type fakeVolumes struct {
 	calls  []string
 	failAt int             // the call to fail, counted from 1 and back to 0; 0: none
 	open   map[string]bool // volumes that are in use
+	raw    map[string]bool
 }
 
 const (
@@ -39,7 +42,7 @@ const (
 var _ localstore.Volumes = (*fakeVolumes)(nil)
 
 func newFakeVolumes(t *testing.T, max int64, snapshots bool) *fakeVolumes {
-	return &fakeVolumes{dir: t.TempDir(), max: max, snapshots: snapshots, open: map[string]bool{}}
+	return &fakeVolumes{dir: t.TempDir(), max: max, snapshots: snapshots, open: map[string]bool{}, raw: map[string]bool{}}
 }
 
 func (f *fakeVolumes) called(what, name string) error {
@@ -107,6 +110,12 @@ func (f *fakeVolumes) detach(name string) error {
 
 func (f *fakeVolumes) provision(s localstore.VolumeSpec) (localstore.Volume, error) {
 	size, before := roundUp(s.Size, fakeExtent), int64(0)
+	if f.raw[s.Name] && !s.Raw {
+		if err := errors.Join(f.detach(s.Name), os.Remove(f.path(s.Name))); err != nil {
+			return localstore.Volume{}, err
+		}
+		delete(f.raw, s.Name)
+	}
 	if v, err := f.find(s.Name); err == nil {
 		before = v.Size
 	}
@@ -119,15 +128,23 @@ func (f *fakeVolumes) provision(s localstore.VolumeSpec) (localstore.Volume, err
 	}
 	defer file.Close()
 	if size > before {
-		err = errors.Join(f.detach(s.Name), file.Truncate(size))
+		err = file.Truncate(size)
+	}
+	if err == nil && s.Raw && before == 0 { // what a former tenant left
+		_, err = file.WriteAt(bytes.Repeat([]byte("secret!"), int(s.Size)/7), 0)
+		f.raw[s.Name] = true
 	}
 	if err != nil {
 		return localstore.Volume{}, err
 	}
 	v, err := f.find(s.Name)
+	if err == nil && v.Block && size > before {
+		err = exec.Command("losetup", "-c", v.Path).Run()
+	}
 	if err == nil {
 		err = own(v.Path, s.UID, s.GID)
 	}
+	v.Raw, v.Zeros = f.raw[s.Name], before == 0 && !s.Raw
 	return v, err
 }
 
@@ -145,6 +162,9 @@ func (f *fakeVolumes) Snapshot(_ context.Context, of string, s localstore.Volume
 	defer f.mu.Unlock()
 	if err := f.called("Snapshot", s.Name); err != nil {
 		return localstore.Volume{}, err
+	}
+	if f.raw[of] {
+		return localstore.Volume{}, fault.Errorf(fault.WrongState, "volume %s is not whole", of)
 	}
 	if !f.snapshots {
 		return localstore.Volume{}, fault.Errorf(fault.Unsupported, "no snapshots")
@@ -179,6 +199,7 @@ func (f *fakeVolumes) Rename(_ context.Context, from, to string) (localstore.Vol
 	if err := errors.Join(f.detach(from), os.Rename(f.path(from), f.path(to))); err != nil {
 		return localstore.Volume{}, err
 	}
+	delete(f.raw, from)
 	return f.find(to)
 }
 
@@ -191,6 +212,7 @@ func (f *fakeVolumes) Unprovision(_ context.Context, name string) error {
 	if f.open[name] {
 		return fault.Errorf(fault.Busy, "volume %s: is open", name)
 	}
+	delete(f.raw, name)
 	return errors.Join(f.detach(name), os.RemoveAll(f.path(name)))
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,8 +17,8 @@ import (
 	"hayloft/disk/localstore"
 )
 
-// Names of volumes: "12.0" is disk 0 of machine 12, "12.0.cache" what its kernel cache has, "base.HEX" a whole image, and
-// "base.HEX.part" one on its way here.
+// Names of volumes: "12.0" is disk 0 of machine 12, "12.0.cache" what its kernel cache has, "base.HEX" a whole image; with
+// ".part" after it one that is not whole yet.
 const (
 	basePrefix  = "base."
 	partSuffix  = ".part"
@@ -32,7 +33,7 @@ func machineOf(volume string) (machine int, ok bool) {
 	if !ok {
 		return 0, false
 	}
-	rest = strings.TrimSuffix(rest, cacheSuffix)
+	rest = strings.TrimSuffix(strings.TrimSuffix(rest, cacheSuffix), partSuffix)
 	machine, err1 := strconv.Atoi(number)
 	id, err2 := strconv.Atoi(rest)
 	return machine, err1 == nil && err2 == nil && volumeName(machine, id) == number+"."+rest
@@ -107,39 +108,75 @@ func (w *Way) ownPath(ctx context.Context, dir string, d *diskRecord) (string, e
 	return v.Path, err
 }
 
-// ownVolume gives a disk its volume, made says whether it has its content. One that has not is begun anew: nobody knows
-// what is in it.
-func (p *preparation) ownVolume(ctx context.Context, d *diskRecord, size int64) (v localstore.Volume, made bool, err error) {
+// hadVolume is the volume of a disk that has its content, ready for the machine to use.
+func (p *preparation) hadVolume(ctx context.Context, d *diskRecord, size int64) (localstore.Volume, error) {
+	volumes, err := p.way.volumes(ctx)
+	if err == nil {
+		_, err = volumes.Find(ctx, d.Volume) // an empty one in its place would not be what the machine had
+	}
+	if err != nil {
+		return localstore.Volume{}, err
+	}
+	return p.way.provision(ctx, p.spec(d, size))
+}
+
+// newVolume makes a disk's volume of size bytes, and remembers durably when it has its content. Nobody knows what is in one
+// that is there already: it goes. Without fillers of its own the volume reads as zeros where write does not write.
+func (p *preparation) newVolume(ctx context.Context, d *diskRecord, size int64, write func(*os.File) error) (v localstore.Volume, err error) {
+	if _, err = p.beginVolume(ctx, d); err != nil {
+		return v, err
+	}
+	if v, err = p.way.provision(ctx, p.spec(d, size)); err != nil {
+		return v, err
+	}
+	if err := writeVolume(v, write); err != nil {
+		return v, err
+	}
+	return v, p.filled(ctx, d)
+}
+
+// newRawVolume is newVolume for who writes all that will ever be read, zeros too unless the volume has them: nothing is
+// wiped first. Until then it has another name.
+func (p *preparation) newRawVolume(ctx context.Context, d *diskRecord, size int64, write func(localstore.Volume, *os.File) error) (v localstore.Volume, err error) {
 	volumes, err := p.beginVolume(ctx, d)
 	if err != nil {
-		return v, false, err
+		return v, err
 	}
-	if d.Made {
-		if _, err := volumes.Find(ctx, d.Volume); err != nil {
-			return v, false, err // an empty one in its place would not be what the machine had
-		}
+	s := p.spec(d, size)
+	s.Name, s.Raw = d.Volume+partSuffix, true
+	if v, err = p.way.provision(ctx, s); err != nil {
+		return v, err
 	}
-	v, err = p.way.provision(ctx, p.spec(d, size))
-	return v, d.Made, err
+	if err := writeVolume(v, func(f *os.File) error { return write(v, f) }); err != nil {
+		return v, err
+	}
+	if v, err = volumes.Rename(ctx, s.Name, d.Volume); err != nil {
+		return v, err
+	}
+	return v, p.filled(ctx, d)
 }
 
 // beginVolume removes what there is of a volume that never got its content, and has it removed when this fails.
 func (p *preparation) beginVolume(ctx context.Context, d *diskRecord) (localstore.Volumes, error) {
 	volumes, err := p.way.volumes(ctx)
-	if err != nil || d.Made {
-		return volumes, err
+	if err != nil {
+		return nil, err
 	}
-	if _, err := volumes.Find(ctx, d.Volume); !fault.Is(err, fault.NotFound) {
-		if err == nil {
-			err = volumes.Unprovision(ctx, d.Volume)
-		}
-		if err != nil {
-			return nil, err
+	list, err := volumes.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names := []string{d.Volume, d.Volume + partSuffix}
+	for _, v := range list {
+		if slices.Contains(names, v.Name) {
+			if err := volumes.Unprovision(ctx, v.Name); err != nil {
+				return nil, err
+			}
 		}
 	}
-	name := d.Volume
 	p.back.Push(func() error {
-		return p.keepWhenStuck(volumes.Unprovision(context.WithoutCancel(ctx), name))
+		ctx := context.WithoutCancel(ctx)
+		return p.keepWhenStuck(errors.Join(volumes.Unprovision(ctx, names[0]), volumes.Unprovision(ctx, names[1])))
 	})
 	return volumes, nil
 }
@@ -148,8 +185,8 @@ func (p *preparation) spec(d *diskRecord, size int64) localstore.VolumeSpec {
 	return localstore.VolumeSpec{Name: d.Volume, Size: size, UID: p.request.UID, GID: p.request.GID}
 }
 
-// fill writes a volume's content, and remembers durably that it has it.
-func (p *preparation) fill(ctx context.Context, d *diskRecord, v localstore.Volume, write func(*os.File) error) error {
+// writeVolume writes a volume's content durably.
+func writeVolume(v localstore.Volume, write func(*os.File) error) error {
 	f, err := os.OpenFile(v.Path, os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -158,10 +195,7 @@ func (p *preparation) fill(ctx context.Context, d *diskRecord, v localstore.Volu
 	if err == nil {
 		err = f.Sync()
 	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return p.filled(ctx, d)
+	return errors.Join(err, f.Close())
 }
 
 func (p *preparation) filled(ctx context.Context, d *diskRecord) error {
@@ -181,15 +215,19 @@ func deviceOf(v localstore.Volume, format device.Format, readOnly bool) device.D
 // fixed is a volume as the target of who would make a file as long as it likes.
 type fixed struct {
 	*os.File
-	size int64
+	size  int64
+	zeros bool // reads as zeros
 }
 
-// Truncate does nothing: a volume has its length.
+// Truncate has as many bytes read as zeros: a volume has its length.
 func (f fixed) Truncate(size int64) error {
 	if size > f.size {
 		return fault.Errorf(fault.OutOfSpace, "volume %s has %d bytes, %d are needed", f.Name(), f.size, size)
 	}
-	return nil
+	if f.zeros {
+		return nil
+	}
+	return zeroRange(f.File, 0, size)
 }
 
 // lengthOf is how many bytes a file or block device has.

@@ -7,7 +7,7 @@ import (
 	"io"
 	"os"
 
-	"hayloft/cloud/fault"
+	"hayloft/disk/localstore"
 	"hayloft/disk/repository"
 	"hayloft/image"
 	"hayloft/image/qcow2"
@@ -82,16 +82,13 @@ func (p *preparation) bringVolume(ctx context.Context, src repository.Source, d 
 		d.Size = max(d.Size, o.Size) // grown elsewhere
 		size = max(qcow2.FullSize(d.Size), src.Size())
 	}
-	v, _, err := p.ownVolume(ctx, d, size)
-	if err != nil {
-		return err
-	}
-	if src.Size() > v.Size {
-		return fault.Errorf(fault.OutOfSpace, "volume %s has %d bytes, the stash has %d", v.Name, v.Size, src.Size())
-	}
-	return p.fill(ctx, d, v, func(to *os.File) error {
-		_, stored, err := image.Scan(ctx, to, src, src.Size(), func(done int64) { report(done, src.Size()) })
+	_, err := p.newRawVolume(ctx, d, size, func(v localstore.Volume, to *os.File) error {
+		index, stored, err := image.Scan(ctx, to, src, src.Size(), func(done int64) { report(done, src.Size()) })
 		p.result.RepositoryBytes += stored
-		return err
+		if err != nil {
+			return err
+		}
+		return zeroRest(ctx, to, v, index, size)
 	})
+	return err
 }

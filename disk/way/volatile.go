@@ -39,11 +39,12 @@ func planVolatile(s disk.Spec, d diskRecord) (diskRecord, error) {
 func (p *preparation) volatile(ctx context.Context, spec disk.Spec, record *diskRecord) (device.Device, error) {
 	step := disk.Progress{Step: fmt.Sprintf("volatile %d", spec.ID)}
 	if record.Volume != "" {
-		v, made, err := p.ownVolume(ctx, record, record.Size)
-		if err == nil && !made {
-			p.progress(step)
-			err = p.fill(ctx, record, v, func(*os.File) error { return p.format(ctx, spec, v.Path) })
+		if record.Made {
+			v, err := p.hadVolume(ctx, record, record.Size)
+			return deviceOf(v, device.Raw, spec.ReadOnly), err
 		}
+		p.progress(step)
+		v, err := p.newVolume(ctx, record, record.Size, func(f *os.File) error { return p.format(ctx, spec, f.Name()) })
 		return deviceOf(v, device.Raw, spec.ReadOnly), err
 	}
 	path := diskPath(p.request.Dir, spec.ID)

@@ -1,0 +1,79 @@
+package way
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"hayloft/disk/localstore"
+	"hayloft/image"
+)
+
+// zeroRest has a volume read as zeros up to size where a copy of what index describes wrote nothing.
+func zeroRest(ctx context.Context, f *os.File, v localstore.Volume, index *image.Index, size int64) error {
+	if v.Zeros {
+		return nil
+	}
+	for i := 0; i < index.Chunks(); {
+		if !index.IsZero(i) {
+			i++
+			continue
+		}
+		start, _ := index.Range(i)
+		for i < index.Chunks() && index.IsZero(i) {
+			i++
+		}
+		end := index.Length()
+		if i < index.Chunks() {
+			end, _ = index.Range(i)
+		}
+		if err := zeroRange(f, start, end-start); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return zeroRange(f, index.Length(), size-index.Length())
+}
+
+// zeroPiece is how many zeros are written at a time where the kernel is not asked to.
+const zeroPiece = 1 << 20
+
+// zeroRange has a range of a file or block device read as zeros; the kernel does it where it can.
+func zeroRange(f *os.File, offset, length int64) error {
+	if length <= 0 {
+		return nil
+	}
+	if head := min(roundUp(offset, sector)-offset, length); head > 0 {
+		if err := writeZeros(f, offset, head); err != nil {
+			return err
+		}
+		offset, length = offset+head, length-head
+	}
+	if whole := length / sector * sector; whole > 0 {
+		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, offset, whole)
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+			err = writeZeros(f, offset, whole) // EINVAL: larger sectors
+		}
+		if err != nil {
+			return err
+		}
+		offset, length = offset+whole, length-whole
+	}
+	return writeZeros(f, offset, length)
+}
+
+func writeZeros(f *os.File, offset, length int64) error {
+	zeros := make([]byte, min(length, zeroPiece))
+	for length > 0 {
+		n, err := f.WriteAt(zeros[:min(length, zeroPiece)], offset)
+		if err != nil {
+			return err
+		}
+		offset, length = offset+int64(n), length-int64(n)
+	}
+	return nil
+}
