@@ -5,11 +5,9 @@ import (
 	"crypto/sha256"
 	_ "embed"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"sort"
 	"strings"
 
 	"hayloft/cloud/fault"
@@ -42,7 +40,7 @@ func BuildKernelGuest(ctx context.Context, o Options) (KernelGuest, error) {
 		return KernelGuest{}, err
 	}
 	b := kernelGuest{run: command.Exec{}, log: o.Log}
-	debs, err := b.resolve(ctx)
+	debs, err := b.resolved(ctx, o.Dir)
 	if err != nil {
 		return KernelGuest{}, err
 	}
@@ -83,34 +81,6 @@ type kernelGuest struct {
 	log     func(string)
 	scratch string
 	debs    []string // file names, sorted
-}
-
-// resolve lists the files of all packages that belong to the guest, as apt would install them on an empty machine.
-func (b kernelGuest) resolve(ctx context.Context) ([]string, error) {
-	empty, err := os.MkdirTemp("", "apt-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(empty)
-	status := filepath.Join(empty, "status")
-	err = errors.Join(os.WriteFile(status, nil, 0o644), os.MkdirAll(filepath.Join(empty, "archives/partial"), 0o755))
-	if err != nil {
-		return nil, err
-	}
-	out, err := b.run.Run(ctx, command.Cmd{Name: "apt-get", Args: append([]string{"-qq", "--yes", "--no-install-recommends", "--print-uris",
-		"-o", "Dir::State::status=" + status, "-o", "Dir::Cache::archives=" + filepath.Join(empty, "archives"), "-o", "Debug::NoLocking=1",
-		"install"}, kernelGuestPackages...)})
-	if err != nil {
-		return nil, aptError(strings.Join(kernelGuestPackages, " "), err)
-	}
-	var debs []string
-	for line := range strings.Lines(string(out)) {
-		if fields := strings.Fields(line); len(fields) >= 3 && strings.HasSuffix(fields[1], ".deb") && !leftOut(fields[1]) {
-			debs = append(debs, fields[1])
-		}
-	}
-	sort.Strings(debs)
-	return debs, nil
 }
 
 // leftOut tells that nothing of a package is needed by those whose programs tests run.

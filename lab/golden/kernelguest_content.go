@@ -4,7 +4,7 @@ package golden
 var kernelGuestPackages = []string{kernelMeta, "busybox-static", "libc-bin", "base-files", "hostname", "tar", "gzip", "coreutils", "bash", "dash", "sed", "grep", "gawk", "findutils", "diffutils", "mount", "util-linux",
 	"procps", "psmisc", "kmod", "udev", "dmsetup", "lvm2", "thin-provisioning-tools", "bcache-tools", "nfs-kernel-server", "nfs-common",
 	"tgt", "open-iscsi", "e2fsprogs", "xfsprogs", "btrfs-progs", "qemu-utils", "qemu-block-extra", "ceph-common",
-	"libaio1", "openssh-client", "openssh-server", "iproute2", "netbase"}
+	"openssh-client", "openssh-server", "iproute2", "netbase"}
 
 // kernelGuestLeftOut are beginnings of package names that others depend on, for scripts that do not run here.
 var kernelGuestLeftOut = []string{"python3", "libpython3", "perl", "libperl5", "libgluster", "libgf", "libicu", "initramfs-tools",
