@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 
 	"hayloft/cloud/fault"
 )
@@ -140,11 +142,8 @@ func (t Tools) Extend(ctx context.Context, group, name string, size int64) error
 	return err
 }
 
-// Retag adds and removes tags of a logical volume in one step. Those that are there, or not, do no harm.
-func (t Tools) Retag(ctx context.Context, group, name string, add, remove []string) error {
-	if err := CheckVolume(group, name); err != nil {
-		return err
-	}
+// Retag adds and removes tags of logical volumes, each in one step. Those that are there, or not, do no harm.
+func (t Tools) Retag(ctx context.Context, group string, names, add, remove []string) error {
 	var args []string
 	for _, tag := range remove {
 		args = append(args, "--deltag", tag)
@@ -152,15 +151,21 @@ func (t Tools) Retag(ctx context.Context, group, name string, add, remove []stri
 	for _, tag := range add {
 		args = append(args, "--addtag", tag)
 	}
-	for _, tag := range append(append([]string{}, add...), remove...) {
-		if err := CheckTag(tag); err != nil {
-			return fmt.Errorf("logical volume %s/%s: %w", group, name, err)
-		}
-	}
-	if len(args) == 0 {
+	if len(args) == 0 || len(names) == 0 {
 		return nil
 	}
-	return t.explained(ctx, group, name, "lvchange", append(args, group+"/"+name)...)
+	for _, tag := range slices.Concat(add, remove) {
+		if err := CheckTag(tag); err != nil {
+			return fmt.Errorf("logical volume %s/%s: %w", group, names[0], err)
+		}
+	}
+	for _, name := range names {
+		if err := CheckVolume(group, name); err != nil {
+			return err
+		}
+		args = append(args, group+"/"+name)
+	}
+	return t.explained(ctx, group, strings.Join(names, " "), "lvchange", args...)
 }
 
 // Activate gives a logical volume its device, also a private one.

@@ -42,8 +42,11 @@ type book struct {
 	ours map[string]entry      // by volume's name
 }
 
-// look reads the group, and wakes what LVM left suspended when it was killed: it is not at work while it lets us read.
-func (s *Store) look(ctx context.Context) (book, error) {
+// look gives what is in the group after the call, read once for several who ask at the same time.
+func (s *Store) look(ctx context.Context) (book, error) { return s.looks.do(ctx, "") }
+
+// read reads the group, and wakes what LVM left suspended when it was killed: it is not at work while it lets us read.
+func (s *Store) read(ctx context.Context) (book, error) {
 	all, err := s.Tools.Volumes(ctx, s.group)
 	if err != nil {
 		return book{}, s.gone(err)
@@ -93,7 +96,9 @@ func (s *Store) entry(v lvm.Volume) (entry, bool) {
 			e.of = text
 		}
 	}
-	e.making = v.Has(makingTag) || e.wiped < 0
+	if e.making = v.Has(makingTag) || e.wiped < 0; e.making {
+		e.wiped = -1
+	}
 	e.raw = v.Has(rawTag)
 	return e, e.name != ""
 }
@@ -111,6 +116,9 @@ func (s *Store) logical(name string) string {
 	sum := blake3.Sum256([]byte(name))
 	return prefix + "_" + hex.EncodeToString(sum[:digestBytes])
 }
+
+// round up to what a volume can have.
+func (s *Store) round(size int64) int64 { return (size + s.extent - 1) / s.extent * s.extent }
 
 // find gives the entry of a volume, nil when there is none; fault.Busy when somebody else's has its name.
 func (s *Store) find(b book, name string) (*entry, error) {
@@ -130,6 +138,11 @@ func (b book) counted() int64 {
 		n += e.Size
 	}
 	return n
+}
+
+// put enters what has just been made.
+func (b book) put(e entry) {
+	b.all[e.Name], b.ours[e.name] = e.Volume, e
 }
 
 // promised is what the volumes of a pool may grow to, ours or not.

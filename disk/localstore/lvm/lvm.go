@@ -56,7 +56,11 @@ type Store struct {
 	group, pool string // pool "" for thick
 	ownPool     bool
 	locks       *volumelock.Locks
+	gate        *gate
 	devices     devices
+	extent      int64 // bytes
+	looks       batcher[book]
+	whole       batcher[struct{}]
 }
 
 var _ localstore.Volumes = (*Store)(nil)
@@ -85,12 +89,15 @@ func open(ctx context.Context, c Config, d devices) (*Store, error) {
 	if s.locks, err = volumelock.New(filepath.Join(s.LockDir, "lvm-"+s.group+"-"+s.Instance)); err != nil {
 		return nil, s.errorf(err)
 	}
-	unlock, err := s.locks.Lock(ctx, theGroup)
+	s.gate, s.extent = newGate(s.locks), group.Extent
+	s.looks.run = func(ctx context.Context, _ []string) (book, error) { return s.read(ctx) }
+	s.whole.run = s.markWhole
+	leave, err := s.gate.enter(ctx)
 	if err != nil {
 		return nil, s.errorf(err)
 	}
-	defer unlock()
-	b, err := s.look(ctx)
+	defer leave()
+	b, err := s.read(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -47,11 +47,18 @@ func (s *Store) growth(g lvm.Group, size int64) int64 {
 }
 
 // makePool sees that the pool of ours is there, and as large as LS_MAX. The group is locked.
-func (s *Store) makePool(ctx context.Context, b book, g lvm.Group, name string, needed int64) error {
+func (s *Store) makePool(ctx context.Context, b book, name string, needed int64) error {
 	if !s.ownPool {
 		return nil
 	}
 	pool, made := b.all[s.pool]
+	if made && pool.IsPool && pool.Size >= s.Max {
+		return nil
+	}
+	g, err := s.Tools.Group(ctx, s.group)
+	if err != nil {
+		return s.gone(err)
+	}
 	if made && !pool.IsPool {
 		if !s.isOurPool(pool) {
 			return s.checkPool(b)
@@ -63,10 +70,7 @@ func (s *Store) makePool(ctx context.Context, b book, g lvm.Group, name string, 
 		made = false
 	}
 	if made {
-		more := int64(0)
-		if s.Max > 0 {
-			more = s.growth(g, pool.Size)
-		}
+		more := s.growth(g, pool.Size)
 		if more == 0 {
 			return nil
 		}

@@ -43,15 +43,19 @@ func (s *Store) Provision(ctx context.Context, v localstore.VolumeSpec) (_ local
 
 // take counts space and takes it: what comes back is there and long enough, but perhaps not wiped. The volume is locked.
 func (s *Store) take(ctx context.Context, v localstore.VolumeSpec, steps *undo.Stack) (*entry, bool, error) {
-	unlock, err := s.locks.Lock(ctx, theGroup)
+	leave, err := s.gate.enter(ctx)
 	if err != nil {
 		return nil, false, err
 	}
-	defer unlock()
-	b, err := s.look(ctx)
+	defer leave()
+	if e := s.takeKnown(ctx, v, steps); e != nil {
+		return e, true, nil
+	}
+	b, err := s.read(ctx)
 	if err != nil {
 		return nil, false, err
 	}
+	s.gate.known = &b
 	e, err := s.find(b, v.Name)
 	if err != nil {
 		return nil, false, err
@@ -67,11 +71,7 @@ func (s *Store) take(ctx context.Context, v localstore.VolumeSpec, steps *undo.S
 	if e != nil && e.Size >= v.Size {
 		return e, false, nil
 	}
-	group, err := s.Tools.Group(ctx, s.group)
-	if err != nil {
-		return nil, false, s.gone(err)
-	}
-	size := group.Round(v.Size)
+	size := s.round(v.Size)
 	if e != nil {
 		if err := s.room(b, v.Name, size-e.Size); err != nil {
 			return nil, false, err
@@ -80,28 +80,56 @@ func (s *Store) take(ctx context.Context, v localstore.VolumeSpec, steps *undo.S
 			return nil, false, err
 		}
 		e.Size = size
+		b.put(*e)
 		return e, false, nil
 	}
-	if err := s.makePool(ctx, b, group, v.Name, size); err != nil {
+	if err := s.makePool(ctx, b, v.Name, size); err != nil {
 		return nil, false, err
 	}
 	if err := s.room(b, v.Name, size); err != nil {
 		return nil, false, err
 	}
-	e, err = s.create(ctx, v, size, steps)
-	return e, true, err
+	if e, err = s.create(ctx, v, size, steps); err != nil {
+		return nil, false, err
+	}
+	b.put(*e)
+	return e, true, nil
+}
+
+// takeKnown makes a new volume from what is known of the group already. It is known from a moment ago, and volumes may have
+// gone or been renamed since: whatever is not plain, nil, is looked at anew.
+func (s *Store) takeKnown(ctx context.Context, v localstore.VolumeSpec, steps *undo.Stack) *entry {
+	b, size := s.gate.known, s.round(v.Size)
+	if b == nil {
+		return nil
+	}
+	if _, there := b.all[s.logical(v.Name)]; there || s.thin() && !b.all[s.pool].IsPool || s.room(*b, v.Name, size) != nil {
+		return nil
+	}
+	var own undo.Stack
+	e, err := s.create(ctx, v, size, &own)
+	if err != nil {
+		if own.Run() != nil {
+			s.gate.known = nil
+		}
+		return nil
+	}
+	steps.Push(own.Run)
+	b.put(*e)
+	return e
 }
 
 func (s *Store) create(ctx context.Context, v localstore.VolumeSpec, size int64, steps *undo.Stack) (*entry, error) {
 	n := lvm.New{Group: s.group, Name: s.logical(v.Name), Size: size, Private: true}
 	wiped := int64(-1)
+	n.Tags = s.tags(v, sizeTagOf(size))
+	if v.Raw {
+		n.Tags = append(n.Tags, rawTag)
+	}
 	if s.thin() {
-		n.Pool, n.Tags, wiped = s.pool, s.tags(v, sizeTagOf(size)), size
-		if v.Raw {
-			n.Tags = append(n.Tags, rawTag)
-		}
+		n.Pool, wiped = s.pool, size
 	} else {
-		n.Tags = s.tags(v, makingTag)
+		n.Tags = append(n.Tags, makingTag)
 	}
 	detached := context.WithoutCancel(ctx)
 	steps.Push(func() error {
@@ -138,15 +166,32 @@ func (s *Store) finish(ctx context.Context, e *entry, v localstore.VolumeSpec) e
 			return err
 		}
 	}
-	add, remove := []string{sizeTagOf(e.Size)}, append(e.sizeTags(), makingTag)
-	if e.making && v.Raw {
-		add = append(add, rawTag)
+	var err error
+	if e.making {
+		_, err = s.whole.do(ctx, e.Name)
+	} else {
+		err = s.Tools.Retag(ctx, s.group, []string{e.Name}, []string{sizeTagOf(e.Size)}, e.sizeTags())
 	}
-	if err := s.Tools.Retag(ctx, s.group, e.Name, add, remove); err != nil {
+	if err != nil {
 		return err
 	}
 	e.making, e.wiped = false, e.Size
 	return nil
+}
+
+// markWhole takes the tag of being made off several. Each is tried alone when that fails.
+func (s *Store) markWhole(ctx context.Context, names []string) (struct{}, error) {
+	err := s.Tools.Retag(ctx, s.group, names, nil, []string{makingTag})
+	if err == nil || len(names) == 1 {
+		return struct{}{}, err
+	}
+	var errs []error
+	for _, name := range names {
+		if err := s.Tools.Retag(ctx, s.group, []string{name}, nil, []string{makingTag}); err != nil && !fault.Is(err, fault.NotFound) {
+			errs = append(errs, err)
+		}
+	}
+	return struct{}{}, errors.Join(errs...)
 }
 
 const sector = 512

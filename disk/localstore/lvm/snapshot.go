@@ -65,12 +65,13 @@ func (s *Store) Snapshot(ctx context.Context, of string, v localstore.VolumeSpec
 }
 
 func (s *Store) takeSnapshot(ctx context.Context, of string, v localstore.VolumeSpec, steps *undo.Stack) (*entry, error) {
-	unlock, err := s.locks.Lock(ctx, theGroup)
+	leave, err := s.gate.enter(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer unlock()
-	b, err := s.look(ctx)
+	defer leave()
+	s.gate.known = nil // it is not kept up to date here
+	b, err := s.read(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -86,10 +87,6 @@ func (s *Store) takeSnapshot(ctx context.Context, of string, v localstore.Volume
 	case !origin.Thin:
 		return nil, fault.Errorf(fault.Unsupported, "volume %s: thick volumes have no snapshots that stand alone", of)
 	}
-	group, err := s.Tools.Group(ctx, s.group)
-	if err != nil {
-		return nil, s.gone(err)
-	}
 	e, err := s.find(b, v.Name)
 	if err != nil {
 		return nil, err
@@ -97,7 +94,7 @@ func (s *Store) takeSnapshot(ctx context.Context, of string, v localstore.Volume
 	if e != nil && e.of != origin.UUID {
 		return nil, fault.Errorf(fault.Exists, "volume %s is there, and is no snapshot of %s", v.Name, of)
 	}
-	size, has := max(origin.Size, group.Round(v.Size)), int64(0)
+	size, has := max(origin.Size, s.round(v.Size)), int64(0)
 	if e != nil {
 		has = e.Size
 	}
@@ -194,7 +191,7 @@ func (s *Store) rename(ctx context.Context, from, to string) (*entry, error) {
 			remove = append(remove, tag)
 		}
 	}
-	if err := s.Tools.Retag(ctx, s.group, e.Name, []string{nameTag + to}, remove); err != nil {
+	if err := s.Tools.Retag(ctx, s.group, []string{e.Name}, []string{nameTag + to}, remove); err != nil {
 		return nil, err
 	}
 	if err := s.Tools.Rename(ctx, s.group, e.Name, s.logical(to)); err != nil {

@@ -59,7 +59,7 @@ func (s *Store) ready(ctx context.Context, e entry, uid, gid int) (localstore.Vo
 				remove = append(remove, tag)
 			}
 		}
-		if err := s.Tools.Retag(ctx, s.group, e.Name, []string{fmt.Sprintf("%s%d:%d", ownerTag, uid, gid)}, remove); err != nil {
+		if err := s.Tools.Retag(ctx, s.group, []string{e.Name}, []string{fmt.Sprintf("%s%d:%d", ownerTag, uid, gid)}, remove); err != nil {
 			return localstore.Volume{}, err
 		}
 	}

@@ -34,7 +34,7 @@ func mostOfTwo(s suite) {
 	two := []localstore.Volumes{s.Open(s.t, 5*s.Unit), s.Open(s.t, 5*s.Unit)}
 	s.store, s.before = two[0], 5*s.Unit
 	var other atomic.Int32
-	well, _ := parallel(12, func(i int) error {
+	well, _ := parallel(8, func(i int) error {
 		_, err := two[i%2].Provision(s.Context(), s.spec(name(i), 1))
 		if err != nil && !fault.Is(err, fault.OutOfSpace) {
 			other.Add(1)

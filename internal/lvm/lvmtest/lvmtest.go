@@ -33,10 +33,10 @@ type Host struct {
 }
 
 type volume struct {
-	uuid                           string
-	size, metadata                 int64
-	tags                           []string
-	pool, origin                   string
+	uuid                       string
+	size, metadata             int64
+	tags                       []string
+	pool, origin               string
 	isPool, active, open, skip bool
 }
 
@@ -173,8 +173,14 @@ func (h *Host) tool(name string, a arguments) (out []byte, say string) {
 	case "lvextend":
 		return nil, h.extend(lv, v, h.round(number(a.get("-L"))))
 	case "lvchange":
-		v.tags = slices.DeleteFunc(v.tags, func(t string) bool { return slices.Contains(a.options["--deltag"], t) })
-		v.tags = append(v.tags, a.options["--addtag"]...)
+		for _, name := range a.rest {
+			other := h.volumes[strings.TrimPrefix(name, group+"/")]
+			if other == nil {
+				return nil, fmt.Sprintf("Failed to find logical volume %q", name)
+			}
+			other.tags = slices.DeleteFunc(slices.Clone(other.tags), func(t string) bool { return slices.Contains(a.options["--deltag"], t) })
+			other.tags = append(other.tags, a.options["--addtag"]...)
+		}
 		if a.get("-a") == "y" && !v.active {
 			v.active = true
 			_ = os.Rename(h.Path(lv)+"~", h.Path(lv))
