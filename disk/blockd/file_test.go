@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -81,5 +83,59 @@ func TestFileAndBlockDevice(t *testing.T) {
 	end(t, pid, unix.SIGTERM)
 	if exists(b.config.StateDir + ".files") {
 		t.Error("mount point left")
+	}
+}
+
+// TestEndsWithRequestsUnderWay: the process ends soon when it is asked to, also while who reads a file or block device
+// waits for a repository that is away; the next one answers them.
+func TestEndsWithRequestsUnderWay(t *testing.T) {
+	labtest.Root(t)
+	b := newBench(t)
+	k, _ := keeperOf(t, KeeperConfig{StateDir: b.config.StateDir})
+	c := k.Client()
+	var readers []func() error
+	for i, kind := range []Kind{FUSE, Loop} {
+		want := content(20*chunk, uint64(i+1))
+		e := b.baseExport(fmt.Sprintf("1.%d", i), b.image(3+i, fmt.Sprintf("tiny-%d", i), want))
+		e.Kind = kind
+		must(t, c.Export(t.Context(), e))
+		defer func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			if err := c.Unexport(ctx, e.Name); err != nil {
+				t.Error(err)
+			}
+		}()
+		f, err := os.Open(e.Path)
+		must(t, err)
+		defer f.Close()
+		readers = append(readers, func() error {
+			got := make([]byte, chunk)
+			_, err := f.ReadAt(got, 7*chunk)
+			if err == nil && !bytes.Equal(got, want[7*chunk:8*chunk]) {
+				err = errors.New("other bytes")
+			}
+			return err
+		})
+	}
+	must(t, os.Rename(b.repo.Path, b.repo.Path+".away"))
+	done := make(chan error, len(readers))
+	for _, read := range readers {
+		go func() { done <- read() }()
+	}
+	eventually(t, "both wait", func() bool {
+		text, _ := os.ReadFile(filepath.Join(b.config.StateDir, LogFile))
+		return bytes.Count(text, []byte("repository is unavailable")) >= len(readers)
+	})
+	began := time.Now()
+	end(t, statusOf(t, c).PID, unix.SIGTERM)
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it ended after %v", took)
+	}
+	must(t, os.Rename(b.repo.Path+".away", b.repo.Path))
+	for range readers {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -70,6 +70,9 @@ func keeperOf(t testing.TB, c KeeperConfig) (k *Keeper, stop func()) {
 		if err == nil {
 			end(t, status.PID, unix.SIGKILL)
 		}
+		if exists(filepath.Join(c.StateDir, fuseState)) { // or nobody would ever answer for its files
+			must(t, Abandon(c.StateDir, ""))
+		}
 		if t.Failed() {
 			text, _ := os.ReadFile(filepath.Join(c.StateDir, LogFile))
 			t.Logf("%s", text[max(0, len(text)-4000):])
