@@ -45,6 +45,8 @@ func open(ctx context.Context, c cache.VolumeConfig) (_ *volume, err error) {
 			return nil, err
 		}
 		st = &state{Format: stateFormat, Mode: c.Mode, Size: c.Size, Generation: 1, Clean: true}
+	} else if err := c.Dir.Sync(); err != nil { // the last run may have died before this state was durable
+		return nil, fmt.Errorf("state: %w", err)
 	}
 	if st.Size > c.Size {
 		return nil, fault.Errorf(fault.Invalid, "its files are of %d bytes, more than %d", st.Size, c.Size)

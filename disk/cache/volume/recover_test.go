@@ -57,3 +57,75 @@ func TestALogWhoseHeaderWasNotDurable(t *testing.T) {
 		}
 	}
 }
+
+// TestAStateThatWasNotDurable: OFFLINE is left; the process dies when the state that says so is not durable, and the next
+// one, which does not know whether the power went, at each change of its opening; then it does go. What was flushed is
+// still read.
+func TestAStateThatWasNotDurable(t *testing.T) {
+	ctx := context.Background()
+	var b *bench
+	open := func(host *faulty.Disk, boot string) (cache.Volume, error) {
+		c := b.config
+		c.Mode, c.Boot, c.Dir, c.Source = cache.Around, boot, host.Dir(), b.source.Open(host)
+		return Open(ctx, c)
+	}
+	dies := func(boot string, after int64) bool {
+		b.host.CrashAfter(after)
+		v, err := open(b.host, boot)
+		dead := b.host.Crashed().Err() != nil
+		if !dead && err != nil {
+			t.Fatal(err)
+		}
+		b.host.Crash()
+		if err == nil {
+			v.Close()
+		}
+		b.host.Kill()
+		return dead
+	}
+	modeIn := func(host *faulty.Disk) cache.Mode {
+		st, err := readState(host.Dir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Mode
+	}
+	met := 0
+	for n, m := int64(1), int64(1); ; m++ {
+		b = newBench(t.Fatalf, 1, 2*chunkSize, 2*chunkSize, cache.Offline, 0)
+		b.open()
+		want := b.original
+		copy(want[512:], pattern(6000, 7))
+		b.write(want[512:6512], 512, true)
+		b.kill()
+		if !dies("boot 1", n) {
+			break
+		}
+		if modeIn(b.host) == modeIn(b.host.Fork(faulty.Nothing, 0)) {
+			n, m = n+1, 0
+			continue
+		}
+		met++
+		opened := !dies("", m)
+		for salt := range uint64(16) {
+			host := b.host.Fork(faulty.Half, salt)
+			v, err := open(host, "boot 2")
+			if err != nil {
+				t.Fatalf("crashes at changes %d and %d, salt %d: %v", n, m, salt, err)
+			}
+			got := make([]byte, len(want))
+			if err := v.ReadAt(ctx, got, 0); err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("crashes at changes %d and %d, salt %d: byte %d is wrong, %v", n, m, salt, differ(got, want), err)
+			}
+			if err := v.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if opened {
+			n, m = n+1, 0
+		}
+	}
+	if met == 0 {
+		t.Fatal("the state was always durable")
+	}
+}
