@@ -115,7 +115,7 @@ func (s *baseScenario) crash() {
 	s.source.Unreachable(true)
 	s.away = true
 	if s.open() {
-		here := s.base.Status()
+		base, here := s.base, s.base.Status()
 		got := int64(0)
 		for c := range s.index.Chunks() {
 			offset, length := s.index.Range(c)
@@ -130,8 +130,10 @@ func (s *baseScenario) crash() {
 				s.fail("after the crash: chunk %d is of zeros and cannot be read: %v", c, err)
 			}
 		}
-		if got < here.Present && !s.everLocal && (s.capacity == 0 || len(s.donors) == 0) { // donated chunks drive others out
-			s.fail("after the crash: %d bytes are said to be here, %d can be read", here.Present, got)
+		s.shut()
+		// Chunks that donors have, or that repeat others, come without the repository and drive others out.
+		if out := base.Status().Evicted - here.Evicted; got+out < here.Present && !s.everLocal {
+			s.fail("after the crash: %d bytes are said to be here, %d can be read, %d had to go", here.Present, got, out)
 		}
 	}
 	s.shut()
