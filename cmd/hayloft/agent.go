@@ -30,8 +30,7 @@ type agentFlags struct {
 	server      string
 	token       string
 	tokenFile   string
-	lsPath      string
-	lsMaxMB     int64
+	storage     storageFlags
 	netns       string
 	instance    string
 	hypervisors []string
@@ -49,8 +48,7 @@ type agentFlags struct {
 func (f *agentFlags) register(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.name, "host", hostName(), "this host's name")
-	flags.StringVar(&f.lsPath, "ls-path", "", "LS_PATH, directory of the local store; none: below the state directory")
-	flags.Int64Var(&f.lsMaxMB, "ls-max", 0, "LS_MAX, most MB that the local store may take; 0: what the file system has")
+	f.storage.register(cmd)
 	flags.StringVar(&f.netns, "netns", "", "network namespace to work in: bridges and machines live there; none: the machine's own")
 	flags.StringVar(&f.instance, "instance", "hayloft", "tag of what is made on this host: bridges, rules, control groups")
 	flags.StringSliceVar(&f.hypervisors, "hypervisors", []string{"qemu", "lxc"}, "what this host runs: qemu, lxc, dummy (simulated machines)")
@@ -164,10 +162,6 @@ func (f *agentFlags) config(ctx context.Context, log *slog.Logger) (agent.Config
 		closeDrivers()
 		return cfg, nil, err
 	}
-	root := f.lsPath
-	if root == "" {
-		root = filepath.Join(f.stateDir, "store")
-	}
 	data, err := newDataPath(f.stateDir, log)
 	if err != nil {
 		closeDrivers()
@@ -180,7 +174,12 @@ func (f *agentFlags) config(ctx context.Context, log *slog.Logger) (agent.Config
 		}
 		closeRest()
 	}
-	host, err := way.New(way.Config{Root: root, Max: f.lsMaxMB << 20, Runner: command.Exec{}, Log: log, GID: cfg.GID, Host: f.name, Data: data})
+	disks := way.Config{Runner: command.Exec{}, Log: log, GID: cfg.GID, Host: f.name, Data: data}
+	if cfg.Storage, err = f.storage.open(ctx, f.stateDir, f.instance, &disks, log); err != nil {
+		closeDrivers()
+		return cfg, nil, err
+	}
+	host, err := way.New(disks)
 	if err != nil {
 		closeDrivers()
 		return cfg, nil, err

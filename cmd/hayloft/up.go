@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -114,13 +115,16 @@ func (f *upFlags) agentArgs() []string {
 	a := &f.agent
 	args := []string{"agent", "--state-dir", f.agentDir(), "--server", "unix:" + f.fleetSocket(), "--token-file", f.tokenFile(),
 		"--host", a.name, "--instance", a.instance, "--log-level", a.logLevel}
-	for flag, value := range map[string]string{"--netns": a.netns, "--ls-path": a.lsPath, "--accel": a.accel} {
+	texts, numbers := a.storage.text(), a.storage.numbers()
+	maps.Copy(texts, map[string]string{"--netns": a.netns, "--accel": a.accel})
+	for flag, value := range texts {
 		if value != "" {
 			args = append(args, flag, value)
 		}
 	}
-	for flag, value := range map[string]int64{"--ls-max": a.lsMaxMB, "--memory": a.memoryMB, "--uid-base": int64(a.uidBase), "--gid": int64(a.gid),
-		"--prepares": int64(a.prepares), "--starts": int64(a.starts)} {
+	maps.Copy(numbers, map[string]int64{"--memory": a.memoryMB, "--uid-base": int64(a.uidBase), "--gid": int64(a.gid),
+		"--prepares": int64(a.prepares), "--starts": int64(a.starts)})
+	for flag, value := range numbers {
 		if value != 0 {
 			args = append(args, flag, strconv.FormatInt(value, 10))
 		}
