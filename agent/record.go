@@ -72,7 +72,8 @@ type timing struct{ Received, PrepareStart, PrepareEnd, BootStart, BootEnd, End 
 
 type saveResult struct {
 	Error, Class, Digest, Format string
-	Size                         int64
+	Size, Moved                  int64
+	Clone                        string
 }
 
 var (

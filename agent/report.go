@@ -67,7 +67,7 @@ func (r *reached) report(vm int64, phase wire.Phase) *wire.MachineReport {
 	}
 	for operation, s := range r.Saves {
 		report.Saves = append(report.Saves, &wire.SaveResult{Operation: operation, Error: s.Error, ErrorClass: s.Class,
-			Digest: s.Digest, Size: s.Size, Format: s.Format})
+			Digest: s.Digest, Size: s.Size, Format: s.Format, Moved: s.Moved, Clone: s.Clone})
 	}
 	slices.SortFunc(report.Saves, func(a, b *wire.SaveResult) int { return int(a.Operation) - int(b.Operation) })
 	return report

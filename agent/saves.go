@@ -28,7 +28,7 @@ func (p *pass) saveDisks(ctx context.Context) error {
 		if err != nil {
 			result.Error, result.Class = err.Error(), fault.ClassOf(err).String()
 		} else {
-			result.Digest, result.Size, result.Format = done.Digest, done.Size, done.Format
+			*result = resultOf(done)
 		}
 		if err := p.noteSaved(ctx, save, result); err != nil {
 			return err
@@ -57,11 +57,16 @@ func (p *pass) saveLast(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("disk %d is not saved: %w", save.Disk, err)
 		}
-		if err := p.noteSaved(ctx, save, &saveResult{Digest: done.Digest, Size: done.Size, Format: done.Format}); err != nil {
+		result := resultOf(done)
+		if err := p.noteSaved(ctx, save, &result); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func resultOf(s disk.Saved) saveResult {
+	return saveResult{Digest: s.Digest, Size: s.Size, Format: s.Format, Moved: s.Moved, Clone: s.Clone}
 }
 
 // noteSaved keeps a result and shows it.
@@ -102,13 +107,11 @@ func (p *pass) saveDisk(ctx context.Context, save *wire.SaveDisk) (saved disk.Sa
 	if err := p.note(ctx, "note saving disk", func(r *reached) { r.SavingDisk = save.Operation }); err != nil {
 		return saved, err
 	}
+	to, spec := repository(save.Repository), spec(source, p.needs().tree)
 	copied := func() error {
 		return p.step(ctx, "save disk", func() (err error) {
-			to, spec := repository(save.Repository), spec(source, p.needs().tree)
 			saved, err = p.cfg.Way.SaveAs(ctx, p.id(), p.dir(), spec, to, save.Name, p.progressOf(save))
-			if way, ok := p.cfg.Way.(savedWay); ok && again && fault.Is(err, fault.Exists) {
-				saved, err = way.SavedAs(ctx, spec, to, save.Name)
-			}
+			saved, err = p.savedBefore(ctx, spec, to, save, again, saved, err)
 			return err
 		})
 	}
@@ -119,11 +122,42 @@ func (p *pass) saveDisk(ctx context.Context, save *wire.SaveDisk) (saved disk.Sa
 		}
 		return saved, err
 	}
+	if !spec.Tree {
+		saved, err = p.saveLive(ctx, spec, to, save)
+		if saved, err = p.savedBefore(ctx, spec, to, save, again, saved, err); !fault.Is(err, fault.Unsupported) {
+			return saved, err
+		}
+	}
 	freezer, ok := p.driver.(hypervisor.Freezer)
 	if !ok {
 		return saved, fault.Errorf(fault.Unsupported, "machine %d: %s cannot save disks of a running machine; power it off or suspend it first", p.vm(), p.driver.Name())
 	}
 	return saved, freezer.Freeze(ctx, p.id(), copied)
+}
+
+// savedBefore is the result of a save that was done by an agent which did not live to note it.
+func (p *pass) savedBefore(ctx context.Context, spec disk.Spec, to disk.Repository, save *wire.SaveDisk, again bool, saved disk.Saved, err error) (disk.Saved, error) {
+	if way, ok := p.cfg.Way.(savedWay); ok && again && fault.Is(err, fault.Exists) {
+		return way.SavedAs(ctx, spec, to, save.Name)
+	}
+	return saved, err
+}
+
+// saveLive saves a disk while its machine goes on; fault.Unsupported when driver or way cannot.
+func (p *pass) saveLive(ctx context.Context, spec disk.Spec, to disk.Repository, save *wire.SaveDisk) (saved disk.Saved, err error) {
+	driver, isDriver := p.driver.(hypervisor.Snapshotter)
+	way, isWay := p.cfg.Way.(disk.LiveSaver)
+	if !isDriver || !isWay {
+		return saved, fault.Errorf(fault.Unsupported, "machine %d: no snapshots", p.vm())
+	}
+	err = driver.Snapshot(ctx, p.id(), spec.ID, func(s hypervisor.Snapshot) error {
+		return p.step(ctx, "save disk", func() (err error) {
+			live := disk.Live{Socket: s.Socket, Export: s.Export, Own: s.Own, Check: s.Check}
+			saved, err = way.SaveLive(ctx, p.id(), p.dir(), spec, live, to, save.Name, p.progressOf(save))
+			return err
+		})
+	})
+	return saved, err
 }
 
 func (p *pass) progressOf(save *wire.SaveDisk) func(disk.Progress) {

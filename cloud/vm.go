@@ -119,6 +119,7 @@ type SaveDisk struct {
 	Disk      int    `json:"disk"`
 	ImageID   int    `json:"image_id"`
 	Size      int64  `json:"size,omitempty"` // of the disk as the machine sees it
+	From      int    `json:"from,omitempty"` // image that the disk is a clone of
 	// BeforeGone has it done when the machine is terminated, before its disks go, which stay when it fails.
 	BeforeGone bool `json:"before_gone,omitempty"`
 }

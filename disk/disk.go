@@ -104,6 +104,8 @@ type Saved struct {
 	Digest string
 	Size   int64 // bytes as stored
 	Format string
+	Moved  int64  // bytes written to the repository
+	Clone  string // how the repository began it as a clone of the image below (repository.CloneKind); "": all of it was written
 }
 
 // Way is the contract, implemented by localstore and repository drivers together (disk/way). All methods

@@ -2578,6 +2578,8 @@ type SaveResult struct {
 	Digest        string                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
 	Size          int64                  `protobuf:"varint,5,opt,name=size,proto3" json:"size,omitempty"`
 	Format        string                 `protobuf:"bytes,6,opt,name=format,proto3" json:"format,omitempty"`
+	Moved         int64                  `protobuf:"varint,7,opt,name=moved,proto3" json:"moved,omitempty"` // bytes written to the repository
+	Clone         string                 `protobuf:"bytes,8,opt,name=clone,proto3" json:"clone,omitempty"`  // how the repository began it as a clone of the disk's image; empty: all of it was written
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2650,6 +2652,20 @@ func (x *SaveResult) GetSize() int64 {
 func (x *SaveResult) GetFormat() string {
 	if x != nil {
 		return x.Format
+	}
+	return ""
+}
+
+func (x *SaveResult) GetMoved() int64 {
+	if x != nil {
+		return x.Moved
+	}
+	return 0
+}
+
+func (x *SaveResult) GetClone() string {
+	if x != nil {
+		return x.Clone
 	}
 	return ""
 }
@@ -3036,7 +3052,7 @@ const file_fleet_proto_rawDesc = "" +
 	"\n" +
 	"boot_start\x18\x04 \x01(\x03R\tbootStart\x12\x19\n" +
 	"\bboot_end\x18\x05 \x01(\x03R\abootEnd\x12\x10\n" +
-	"\x03end\x18\x06 \x01(\x03R\x03end\"\xa5\x01\n" +
+	"\x03end\x18\x06 \x01(\x03R\x03end\"\xd1\x01\n" +
 	"\n" +
 	"SaveResult\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\x04R\toperation\x12\x14\n" +
@@ -3045,7 +3061,9 @@ const file_fleet_proto_rawDesc = "" +
 	"errorClass\x12\x16\n" +
 	"\x06digest\x18\x04 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04size\x18\x05 \x01(\x03R\x04size\x12\x16\n" +
-	"\x06format\x18\x06 \x01(\tR\x06format\"T\n" +
+	"\x06format\x18\x06 \x01(\tR\x06format\x12\x14\n" +
+	"\x05moved\x18\a \x01(\x03R\x05moved\x12\x14\n" +
+	"\x05clone\x18\b \x01(\tR\x05clone\"T\n" +
 	"\n" +
 	"OpenTunnel\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +

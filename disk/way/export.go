@@ -196,3 +196,15 @@ func removeSocket(path string) error {
 	_ = os.Remove(filepath.Dir(path)) // stays when there are others
 	return nil
 }
+
+// exportAgain makes sure that an export which should be there can be read.
+func (w *Way) exportAgain(ctx context.Context, e blockd.Export) error {
+	data, err := w.data()
+	if err != nil {
+		return err
+	}
+	if err := w.makeSockets(); err != nil {
+		return err
+	}
+	return data.Export(ctx, e)
+}

@@ -89,13 +89,17 @@ func TestSavedDiskDeploysAgain(t *testing.T) {
 	img := b.add("tiny", bytes.Repeat([]byte{7}, 1<<20))
 	spec := disk.Spec{Image: img, Size: 3 << 20}
 	p := b.prepare(b.request(1, spec))
-	qemuIO(t, p.Devices[0].Path, "qcow2", "write -P 9 64k 64k", "write -P 8 2M 100k")
+	qemuIO(t, p.Devices[0].Path, "qcow2", "write -P 9 64k 64k", "write -P 8 2M 100k", "write -z 512k 64k", "write -P 7 768k 64k")
 	saved, err := b.way.SaveAs(t.Context(), 1, b.dir(1), spec, b.repository, "saved", nil)
 	if err != nil || saved.Size != 3<<20 || saved.Format != "raw" {
 		t.Fatal(saved, err)
 	}
+	// The chunk written with what was there is not moved, the one of zeros is.
+	if saved.Moved != 4*image.ChunkSize || saved.Clone == "" {
+		t.Errorf("moved %d bytes, clone %q", saved.Moved, saved.Clone)
+	}
 	q := b.prepare(b.request(2, disk.Spec{Image: &disk.Image{ID: 6, Name: "saved", Repository: b.repository, Source: "saved", Format: "raw", Digest: saved.Digest, Size: saved.Size}}))
-	qemuIO(t, q.Devices[0].Path, "qcow2", "read -P 7 0 64k", "read -P 9 64k 64k", "read -P 7 128k 896k", "read -P 0 1M 1M", "read -P 8 2M 100k")
+	qemuIO(t, q.Devices[0].Path, "qcow2", "read -P 7 0 64k", "read -P 9 64k 64k", "read -P 7 128k 384k", "read -P 0 512k 64k", "read -P 7 576k 448k", "read -P 0 1M 1M", "read -P 8 2M 100k")
 	for _, name := range []string{"a/b", "a\nb", "x.idx"} {
 		if _, err := b.way.SaveAs(t.Context(), 1, b.dir(1), spec, b.repository, name, nil); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%q: %v", name, err)

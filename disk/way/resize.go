@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/localstore"
@@ -108,6 +109,30 @@ func (w *Way) resize(ctx context.Context, machine, id int, size int64) error {
 	return w.putRecord(ctx, r)
 }
 
+// leaveLimit is how long the data path may take to notice that a machine has gone.
+const leaveLimit = 2 * time.Second
+
+// staysConnected is connected, once the connections of who has just gone are.
+func (w *Way) staysConnected(ctx context.Context, name string) (bool, error) {
+	limit := time.NewTimer(leaveLimit)
+	defer limit.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		open, err := w.connected(ctx, name)
+		if err != nil || !open {
+			return open, err
+		}
+		select {
+		case <-tick.C:
+		case <-limit.C:
+			return true, nil
+		case <-ctx.Done():
+			return true, ctx.Err()
+		}
+	}
+}
+
 // growOwned makes a persistent image longer that the machine has in its repository.
 func (w *Way) growOwned(ctx context.Context, machine int, d *diskRecord, size int64) error {
 	repo, err := w.open(*d.Repository)
@@ -163,7 +188,7 @@ func (w *Way) resizeVolume(ctx context.Context, r *record, d *diskRecord, size i
 	if err != nil {
 		return err
 	}
-	if open, err := w.connected(ctx, d.Export.Name); err != nil || open {
+	if open, err := w.staysConnected(ctx, d.Export.Name); err != nil || open {
 		return errors.Join(err, fault.Errorf(fault.WrongState, "the machine has the disk open"))
 	}
 	former := *d.Export

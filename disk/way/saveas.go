@@ -13,7 +13,6 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk"
-	"hayloft/disk/cache"
 	"hayloft/disk/localstore"
 	"hayloft/disk/repository"
 	"hayloft/image"
@@ -27,7 +26,16 @@ func (w *Way) SaveAs(ctx context.Context, machine int, dir string, spec disk.Spe
 		return disk.Saved{}, err
 	}
 	defer unlock()
-	saved, err := w.saveAs(ctx, machine, spec.ID, to, name, func(done, total int64) {
+	return w.save(ctx, machine, spec, nil, to, name, report)
+}
+
+// SaveLive implements disk.LiveSaver. Nothing else is kept waiting by it: the disk that it reads is of the past.
+func (w *Way) SaveLive(ctx context.Context, machine int, dir string, spec disk.Spec, live disk.Live, to disk.Repository, name string, report func(disk.Progress)) (disk.Saved, error) {
+	return w.save(ctx, machine, spec, &live, to, name, report)
+}
+
+func (w *Way) save(ctx context.Context, machine int, spec disk.Spec, live *disk.Live, to disk.Repository, name string, report func(disk.Progress)) (disk.Saved, error) {
+	saved, err := w.saveAs(ctx, machine, spec, live, to, name, func(done, total int64) {
 		if report != nil {
 			report(disk.Progress{Step: "save " + name, Done: done, Total: total})
 		}
@@ -35,7 +43,8 @@ func (w *Way) SaveAs(ctx context.Context, machine int, dir string, spec disk.Spe
 	if err != nil {
 		return disk.Saved{}, fmt.Errorf("machine %d: disk %d: save as %s: %w", machine, spec.ID, name, err)
 	}
-	w.config.Log.Info("disk saved", "machine", machine, "disk", spec.ID, "object", name, "digest", saved.Digest)
+	w.config.Log.Info("disk saved", "machine", machine, "disk", spec.ID, "object", name, "digest", saved.Digest, "bytes", saved.Size,
+		"moved", saved.Moved, "clone", saved.Clone)
 	return saved, nil
 }
 
@@ -49,6 +58,7 @@ func (w *Way) SavedAs(ctx context.Context, spec disk.Spec, from disk.Repository,
 	if err != nil {
 		return fail(err)
 	}
+	defer closeRepository(repo)
 	info, err := repo.Stat(ctx, name)
 	if err != nil {
 		return fail(err)
@@ -69,10 +79,28 @@ func (w *Way) SavedAs(ctx context.Context, spec disk.Spec, from disk.Repository,
 	if spec.Tree {
 		format = image.TarGzip
 	}
-	return disk.Saved{Digest: index.Digest(), Size: index.Length(), Format: string(format)}, nil
+	saved := disk.Saved{Digest: index.Digest(), Size: index.Length(), Format: string(format)}
+	if cloner, ok := repo.(repository.Cloner); ok {
+		parent, err := cloner.Parent(ctx, name)
+		if err != nil {
+			return fail(err)
+		}
+		if parent != "" {
+			saved.Clone = string(dependentKind(from))
+		}
+	}
+	return saved, nil
 }
 
-func (w *Way) saveAs(ctx context.Context, machine, id int, to disk.Repository, name string, report func(done, total int64)) (_ disk.Saved, err error) {
+// dependentKind is how a repository makes clones that need their parent.
+func dependentKind(r disk.Repository) repository.CloneKind {
+	if r.Driver == "rbd" {
+		return repository.RBDClone
+	}
+	return repository.DMSnapshot
+}
+
+func (w *Way) saveAs(ctx context.Context, machine int, spec disk.Spec, live *disk.Live, to disk.Repository, name string, report func(done, total int64)) (_ disk.Saved, err error) {
 	if err := image.CheckImageName(name); err != nil {
 		return disk.Saved{}, err
 	}
@@ -80,7 +108,7 @@ func (w *Way) saveAs(ctx context.Context, machine, id int, to disk.Repository, n
 	if err != nil {
 		return disk.Saved{}, err
 	}
-	d := r.disk(id)
+	d := r.disk(spec.ID)
 	if d == nil {
 		return disk.Saved{}, fault.Errorf(fault.NotFound, "no such disk")
 	}
@@ -88,17 +116,114 @@ func (w *Way) saveAs(ctx context.Context, machine, id int, to disk.Repository, n
 	if err != nil {
 		return disk.Saved{}, err
 	}
+	defer closeRepository(repo)
+	if d.Kind == tree {
+		return w.saveTree(ctx, repo, r.Dir, *d, name)
+	}
+	var c *holding
+	if live != nil {
+		c, err = liveContent(ctx, *d, *live)
+	} else {
+		c, err = w.contentOf(ctx, r, *d)
+	}
+	if err != nil {
+		return disk.Saved{}, err
+	}
+	defer c.Close()
+	saved, err := w.saveChanges(ctx, repo, c, spec, to, name, report)
+	if !fault.Is(err, fault.Unsupported) {
+		return saved, err
+	}
+	return saveWhole(ctx, repo, c, name, report)
+}
+
+// closeRepository lets go of what a repository holds, when it holds anything.
+func closeRepository(repo repository.Repository) {
+	if closer, ok := repo.(io.Closer); ok {
+		_ = closer.Close()
+	}
+}
+
+// saveWhole copies all that a disk holds.
+func saveWhole(ctx context.Context, repo repository.Repository, c *holding, name string, report func(done, total int64)) (disk.Saved, error) {
 	out, err := repo.Create(ctx, name)
 	if err != nil {
 		return disk.Saved{}, err
 	}
-	var index *image.Index
-	format := image.Raw
-	if d.Kind == tree {
-		format = image.TarGzip
-		index, err = w.saveTree(ctx, r.Dir, *d, out)
-	} else {
-		index, err = w.saveDisk(ctx, r, *d, out, report)
+	var (
+		index *image.Index
+		moved int64
+	)
+	if err = out.SetSize(c.size); err == nil {
+		index, moved, err = image.Scan(ctx, out, c, c.size, func(done int64) { report(done, c.size) })
+	}
+	return publish(ctx, repo, c, name, out, index, moved, err)
+}
+
+// saveChanges has the storage begin the object as a clone of the image that the disk is a clone of, and moves what the machine
+// changed. fault.Unsupported when that cannot be done.
+func (w *Way) saveChanges(ctx context.Context, repo repository.Repository, c *holding, spec disk.Spec, to disk.Repository, name string, report func(done, total int64)) (disk.Saved, error) {
+	cloner, ok := repo.(repository.Cloner)
+	img := spec.Image
+	if !ok || !c.clone || img == nil || img.Persistent || !sameRepository(img.Repository, to) {
+		return disk.Saved{}, fault.Errorf(fault.Unsupported, "not a clone of an image in datastore %d", to.ID)
+	}
+	before, err := w.baseIndex(ctx, repo, *img)
+	if err != nil {
+		return disk.Saved{}, fault.As(fault.Unsupported, err) // the image is gone: all of it is copied
+	}
+	out, kind, err := cloner.CreateFrom(ctx, img.Source, name)
+	if fault.Is(err, fault.NotFound) {
+		return disk.Saved{}, fault.As(fault.Unsupported, err)
+	}
+	if err != nil {
+		return disk.Saved{}, err
+	}
+	var total int64
+	for _, s := range c.own {
+		total += s.Length
+	}
+	var (
+		index *image.Index
+		moved int64
+	)
+	if c.size > before.Length() {
+		err = out.SetSize(c.size)
+	}
+	if err == nil {
+		index, moved, err = image.Change(ctx, out, before, c, c.size, c.own, func(done int64) { report(min(done, total), total) })
+	}
+	saved, err := publish(ctx, repo, c, name, out, index, moved, err)
+	saved.Clone = string(kind)
+	return saved, err
+}
+
+// sameRepository reports whether an image is where it is to be cloned.
+func sameRepository(a, b disk.Repository) bool {
+	return a.ID == b.ID && driverName(a) == driverName(b) && a.Path == b.Path
+}
+
+// baseIndex is the index of an image: the one on this host, or else that of its repository.
+func (w *Way) baseIndex(ctx context.Context, repo repository.Repository, img disk.Image) (*image.Index, error) {
+	if path, err := w.store.Path(img.Digest, localstore.Data); err == nil {
+		if text, err := os.ReadFile(filepath.Join(filepath.Dir(path), localstore.IndexFile)); err == nil {
+			if index, err := image.UnmarshalIndex(text); err == nil && index.Digest() == img.Digest {
+				return index, nil
+			}
+		}
+	}
+	src, err := repo.Open(ctx, image.IndexName(img.Source))
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	return image.ReadIndex(src, src.Size(), img.Digest)
+}
+
+// publish ends an object that has been written, or takes it back.
+func publish(ctx context.Context, repo repository.Repository, c *holding, name string, out repository.Writer, index *image.Index, moved int64, err error) (disk.Saved, error) {
+	if err == nil && c.check != nil {
+		err = c.check(ctx)
 	}
 	if err != nil {
 		return disk.Saved{}, errors.Join(err, out.Abort())
@@ -106,77 +231,33 @@ func (w *Way) saveAs(ctx context.Context, machine, id int, to disk.Repository, n
 	if err := image.Publish(ctx, repo, name, out, index); err != nil {
 		return disk.Saved{}, err
 	}
-	return disk.Saved{Digest: index.Digest(), Size: index.Length(), Format: string(format)}, nil
-}
-
-// saveDisk flattens: what the machine wrote over what the base has. What the data path has is read through it.
-func (w *Way) saveDisk(ctx context.Context, r *record, d diskRecord, out repository.Writer, report func(done, total int64)) (*image.Index, error) {
-	path, err := w.ownPath(ctx, r.Dir, &d)
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case d.Kernel != nil:
-		if path, err = w.kernelPath(ctx, r, &d); err != nil {
-			return nil, err
-		}
-	case d.Cached:
-		if d.Export == nil {
-			return nil, fault.Errorf(fault.WrongState, "is not exported")
-		}
-		return w.copyExport(ctx, *d.Export, out, report)
-	case d.Kind == overlay || d.Kind == whole && d.Mode != cache.None:
-		partial, err := w.isPartial(ctx, d)
-		if err != nil {
-			return nil, err
-		}
-		if partial && d.Export == nil {
-			return nil, fault.Errorf(fault.NotFound, "base %s is not on this host", d.Digest)
-		}
-		if d.Kind == overlay {
-			return w.flatten(ctx, path, d, partial, out, report)
-		}
-		if partial {
-			return w.copyExport(ctx, *d.Export, out, report)
-		}
-		if path, err = w.store.Path(d.Digest, localstore.Data); err != nil {
-			return nil, err
-		}
-	case d.Kind == persistent || d.Kind == whole:
-		if path, err = w.ownedPath(ctx, r.ID, d); err != nil {
-			return nil, err
-		}
-	}
-	return copyFile(ctx, path, out, report)
-}
-
-// copyFile copies a local raw file sparsely, with its index.
-func copyFile(ctx context.Context, path string, out repository.Writer, report func(done, total int64)) (*image.Index, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	size, err := lengthOf(f)
-	if err != nil {
-		return nil, err
-	}
-	if err := out.SetSize(size); err != nil {
-		return nil, err
-	}
-	index, _, err := image.Scan(ctx, out, sparseFile{f, size}, size, func(done int64) { report(done, size) })
-	return index, err
+	return disk.Saved{Digest: index.Digest(), Size: index.Length(), Format: string(image.Raw), Moved: moved}, nil
 }
 
 // saveTree packs what the container sees.
-func (w *Way) saveTree(ctx context.Context, dir string, d diskRecord, out repository.Writer) (*image.Index, error) {
+func (w *Way) saveTree(ctx context.Context, repo repository.Repository, dir string, d diskRecord, name string) (disk.Saved, error) {
 	lower, err := w.store.Find(ctx, d.Digest, localstore.Tree)
 	if err == nil && lower == "" {
 		err = fault.Errorf(fault.NotFound, "base %s is not on this host", d.Digest)
 	}
 	if err != nil {
-		return nil, err
+		return disk.Saved{}, err
 	}
+	out, err := repo.Create(ctx, name)
+	if err != nil {
+		return disk.Saved{}, err
+	}
+	index, err := w.packTree(ctx, lower, dir, d, out)
+	if err != nil {
+		return disk.Saved{}, errors.Join(err, out.Abort())
+	}
+	if err := image.Publish(ctx, repo, name, out, index); err != nil {
+		return disk.Saved{}, err
+	}
+	return disk.Saved{Digest: index.Digest(), Size: index.Length(), Format: string(image.TarGzip), Moved: index.Length()}, nil
+}
+
+func (w *Way) packTree(ctx context.Context, lower, dir string, d diskRecord, out repository.Writer) (*image.Index, error) {
 	upper := filepath.Join(diskPath(dir, d.ID), "upper")
 	if d.ReadOnly {
 		upper = ""

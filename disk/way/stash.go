@@ -162,13 +162,27 @@ func putFile(ctx context.Context, repo repository.Repository, file, name string)
 	if err != nil {
 		return err
 	}
-	if _, err := copyFile(ctx, file, out, func(int64, int64) {}); err != nil {
+	if err := copyFile(ctx, file, out); err != nil {
 		return errors.Join(err, out.Abort())
 	}
 	if err := out.Commit(ctx); err != nil {
 		return errors.Join(err, out.Abort())
 	}
 	return nil
+}
+
+// copyFile copies a local file sparsely.
+func copyFile(ctx context.Context, path string, out repository.Writer) error {
+	var c holding
+	err := c.openFile(path)
+	defer c.Close()
+	if err == nil {
+		err = out.SetSize(c.size)
+	}
+	if err == nil {
+		_, _, err = image.Scan(ctx, out, c, c.size, nil)
+	}
+	return err
 }
 
 func syncFile(path string) error {

@@ -121,6 +121,9 @@ func (r *Recorder) saved(ctx context.Context, tx *Txn, done map[*wire.SaveResult
 			image.StoredBytes = result.Size
 			image.Size = max(result.Size, order.Size) // unpacked, it is about what it was made from
 		}
+		if result.Clone != "" {
+			image.ClonedFrom = &cloud.ClonedFrom{ImageID: order.From, Kind: result.Clone}
+		}
 		if result.Error != "" {
 			image.State, image.Error, image.ErrorClass = cloud.ImageStateError, result.Error, result.ErrorClass
 		}

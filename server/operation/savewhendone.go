@@ -68,7 +68,7 @@ func (o *Operations) beforeTermination(ctx context.Context, id int) error {
 			if err != nil {
 				return nil, nil, err
 			}
-			vm.Orders.Saves = append(slices.Clip(vm.Orders.Saves), cloud.SaveDisk{Operation: uint64(image) + 1, Disk: d.ID, ImageID: image, Size: d.Size, BeforeGone: true})
+			vm.Orders.Saves = append(slices.Clip(vm.Orders.Saves), cloud.SaveDisk{Operation: uint64(image) + 1, Disk: d.ID, ImageID: image, From: d.ImageID, Size: d.Size, BeforeGone: true})
 			op, err := o.Inv.VMs.PutOp(id, vm)
 			return []store.Cond{o.Inv.VMs.Cond(id, revision)}, []store.Op{op}, err
 		})

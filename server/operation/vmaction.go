@@ -237,7 +237,7 @@ func (o *Operations) SaveAs(ctx context.Context, id, diskID int, name string) (i
 		if err := lifecycle.Apply(&vm, cloud.EventSaveas, o.Now()); err != nil {
 			return nil, nil, fault.Errorf(fault.ClassOf(err), "Error performing action %q: vm %d: %w", "disk-saveas", id, err)
 		}
-		vm.Orders.Saves = append(slices.Clip(vm.Orders.Saves), cloud.SaveDisk{Operation: uint64(image) + 1, Disk: diskID, ImageID: image, Size: d.Size})
+		vm.Orders.Saves = append(slices.Clip(vm.Orders.Saves), cloud.SaveDisk{Operation: uint64(image) + 1, Disk: diskID, ImageID: image, From: d.ImageID, Size: d.Size})
 		op, err := o.Inv.VMs.PutOp(id, vm)
 		return []store.Cond{o.Inv.VMs.Cond(id, revision)}, []store.Op{op}, err
 	})
