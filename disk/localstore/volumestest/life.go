@@ -23,7 +23,7 @@ func zeros(s suite) {
 			s.Fatal(err)
 		}
 	}
-	odd := s.provision(localstore.VolumeSpec{Name: "next.0", Size: s.Unit - 1000})
+	odd := s.provision(sized("next.0", s.Unit-1000))
 	s.holds(odd, 0, 0, odd.Size)
 	v := s.provision(s.spec("next.1", 3))
 	s.holds(v, 0, 0, v.Size)
@@ -73,14 +73,14 @@ func refused(s suite) {
 		class(s, bad, s.store.Unprovision(s.Context(), bad), fault.Invalid)
 	}
 	for _, size := range []int64{0, -1, 1 << 62} {
-		_, err := s.store.Provision(s.Context(), localstore.VolumeSpec{Name: "1.0", Size: size})
+		_, err := s.store.Provision(s.Context(), sized("1.0", size))
 		refusal(s, err, fault.Invalid, "1.0")
 	}
 	if got := s.names(); got != "" {
 		s.Error(got)
 	}
 	for _, good := range []string{"12.1.cache", "base." + strings.Repeat("0f", 32), strings.Repeat("a-", 49) + "aa"} {
-		v := s.provision(localstore.VolumeSpec{Name: good, Size: 1})
+		v := s.provision(sized(good, 1))
 		if found, err := s.store.Find(s.Context(), good); err != nil || found.Path != v.Path {
 			s.Errorf("%s: %+v %v", good, found, err)
 		}

@@ -71,7 +71,7 @@ func fifty(s suite) {
 	const n = 50
 	size := min(s.Unit, int64(s.Units)*s.Unit/n)
 	if well, err := parallel(n, func(i int) error {
-		v, err := s.store.Provision(s.Context(), localstore.VolumeSpec{Name: name(i), Size: size})
+		v, err := s.store.Provision(s.Context(), sized(name(i), size))
 		if err == nil && (v.Size < size || v.Path == "") {
 			s.Errorf("%+v", v)
 		}

@@ -92,9 +92,9 @@ func Run(t *testing.T, p Place) {
 
 func none(t *testing.T, store localstore.Volumes) {
 	ctx := t.Context()
-	_, err := store.Provision(ctx, localstore.VolumeSpec{Name: "1.0", Size: 1 << 20})
+	_, err := store.Provision(ctx, sized("1.0", 1<<20))
 	class(t, "provision", err, fault.Unsupported)
-	_, err = store.Snapshot(ctx, "1.0", localstore.VolumeSpec{Name: "1.1", Size: 1 << 20})
+	_, err = store.Snapshot(ctx, "1.0", sized("1.1", 1<<20))
 	class(t, "snapshot", err, fault.Unsupported)
 	_, err = store.Find(ctx, "1.0")
 	class(t, "find", err, fault.NotFound)
@@ -153,8 +153,10 @@ func (s suite) names() string {
 	return strings.Join(all, " ")
 }
 
-func (s suite) spec(name string, units int64) localstore.VolumeSpec {
-	return localstore.VolumeSpec{Name: name, Size: units * s.Unit}
+func (s suite) spec(name string, units int64) localstore.VolumeSpec { return sized(name, units*s.Unit) }
+
+func sized(name string, size int64) localstore.VolumeSpec {
+	return localstore.VolumeSpec{Name: name, Size: size, UID: os.Geteuid(), GID: os.Getegid()}
 }
 
 func (s suite) provision(v localstore.VolumeSpec) localstore.Volume {
