@@ -257,12 +257,28 @@ func (l loops) Present(e Export, d export.Device) (_ Presented, err error) {
 	p.detach = func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), presentLimit)
 		defer cancel()
-		return loop.Detach(ctx, p.device, path, tag)
+		return detachAll(ctx, p.device, path, tag)
 	}
 	if err := link(p.device, e.Path); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
+}
+
+// detachAll detaches a device, and those of its tag that a process was about to attach when it was killed.
+func detachAll(ctx context.Context, device, path, tag string) error {
+	for {
+		err := loop.Detach(ctx, device, path, tag)
+		if err != nil {
+			return err
+		}
+		if device, err = loop.Find(path, tag); err != nil {
+			if fault.Is(err, fault.NotFound) {
+				return nil
+			}
+			return err
+		}
+	}
 }
 
 // attach gives the device of before when the file below it lives, else a new one.

@@ -12,7 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"hayloft/cloud/fault"
 	"hayloft/disk/cache"
+	"hayloft/disk/export/loop"
 	"hayloft/lab/labtest"
 )
 
@@ -137,5 +139,22 @@ func TestEndsWithRequestsUnderWay(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestDetachAll: of an export nothing stays attached, also when a process that was killed had attached a second device.
+func TestDetachAll(t *testing.T) {
+	labtest.Root(t)
+	dir, tag := t.TempDir(), fmt.Sprintf("test-%d-all", os.Getpid())
+	path, link := filepath.Join(dir, "file"), filepath.Join(dir, "link") // the second is not known for the same
+	must(t, errors.Join(os.WriteFile(path, make([]byte, chunk), 0o600), os.Symlink(path, link)))
+	first, err := loop.Attach(t.Context(), path, loop.Options{Tag: tag})
+	must(t, err)
+	if second, err := loop.Attach(t.Context(), link, loop.Options{Tag: tag}); err != nil || second == first {
+		t.Fatal(second, err)
+	}
+	must(t, detachAll(t.Context(), first, path, tag))
+	if found, err := loop.Find(path, tag); !fault.Is(err, fault.NotFound) {
+		t.Errorf("%s is left, %v", found, err)
 	}
 }
