@@ -167,7 +167,7 @@ func TestLifeOfAVirtualMachine(t *testing.T) {
 
 	l.console(id)
 	l.says("vm log", l.must("vm", "log", made[0]), "tiny: web-0 ready at "+address)
-	l.through(id, "terminate", "DONE")
+	l.saveWhenDone(id, func(image string) string { return l.kernelBoot(image, "pc", golden.CmdlinePC) })
 	l.nothingOnHost()
 }
 
@@ -235,6 +235,24 @@ func (l *life) saveWhileOff(id int) {
 	}
 	l.imageReady(images[at].ID)
 	l.reaches(id, "POWEROFF")
+}
+
+// saveWhenDone terminates a machine whose disk is wanted, and makes another one of a clone of what was saved.
+func (l *life) saveWhenDone(id int, text func(image string) string) {
+	l.Helper()
+	l.ssh(id, "echo done > /root/saved && sync")
+	l.must("vm", "disk-saveas", strconv.Itoa(id), "0", "saved-done", "--when-done")
+	l.says("vm show", l.must("vm", "show", strconv.Itoa(id)), "is saved as saved-done")
+	l.through(id, "terminate", "DONE")
+	l.says("image show", l.must("image", "show", "saved-done"), fmt.Sprintf("vm %d, disk 0", id))
+	l.must("image", "clone", "saved-done", "saved-clone")
+	l.says("image show", l.must("image", "show", "saved-clone"), "CLONED FROM")
+	l.must("image", "delete", "saved-done", "--wait")
+	clone := l.create(api.CreateVMs{Text: text("saved-clone"), Name: "from-clone"})[0]
+	l.reaches(clone, "RUNNING")
+	l.expect("saved file", l.ssh(clone, "cat /root/saved"), "done")
+	l.through(clone, "terminate-hard", "DONE")
+	l.must("image", "delete", "saved-clone")
 }
 
 // deploySaved makes machines from the saved images: each has the file as it was when it was saved.
@@ -321,7 +339,7 @@ func TestLifeOfAContainer(t *testing.T) {
 	l.ssh(id, "setsid sh -i </dev/console >/dev/console 2>&1 &") // tiny has nobody on a container's console
 	l.console(id)
 	l.says("vm log", l.must("vm", "log", name), "tiny: ct ready at "+address)
-	l.through(id, "terminate", "DONE")
+	l.saveWhenDone(id, func(image string) string { return strings.ReplaceAll(l.containerText(), "tiny-ct", image) })
 
 	id = l.one(l.containerText())
 	l.reaches(id, "RUNNING")
