@@ -2,7 +2,6 @@ package lvm
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"testing"
 
@@ -67,22 +66,31 @@ func real(t *testing.T, path string, layout localstore.Layout, least int64) volu
 	}
 }
 
-func TestGuestLVMThick(t *testing.T) {
+func TestGuestLVMThickLife(t *testing.T) {
 	labtest.Guest(t)
-	volumestest.Run(t, real(t, guestGroup, localstore.Thick, 0))
+	place := real(t, guestGroup, localstore.Thick, 0)
+	volumestest.Life(t, place)
+	volumestest.Copies(t, place)
 }
 
-func TestGuestLVMThin(t *testing.T) {
+func TestGuestLVMThickSpace(t *testing.T) {
 	labtest.Guest(t)
-	volumestest.Run(t, real(t, "/dev/"+guestGroup, localstore.Thin, 600<<20))
+	volumestest.Space(t, real(t, guestGroup, localstore.Thick, 0))
 }
 
-func TestGuestLVMPool(t *testing.T) {
+// The pool is made by the first volume.
+func TestGuestLVMThinLife(t *testing.T) {
+	labtest.Guest(t)
+	place := real(t, "/dev/"+guestGroup, localstore.Thin, 600<<20)
+	volumestest.Life(t, place)
+	volumestest.Copies(t, place)
+}
+
+func TestGuestLVMThinSpace(t *testing.T) {
 	labtest.Guest(t)
 	place := real(t, guestGroup+"/pool", localstore.Thin, 0)
 	if err := (lvm.Tools{}).CreatePool(t.Context(), lvm.NewPool{Group: guestGroup, Name: "pool", Size: 600 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	place.Open(t, 0)
-	fmt.Println(run(t, "lvs", "-a", guestGroup))
+	volumestest.Space(t, place)
 }

@@ -14,7 +14,6 @@ func most(s suite) {
 	if c, err := limited.Capacity(s.Context()); err != nil || c.Total != 4*s.Unit || c.Free != 4*s.Unit || c.Used != 0 {
 		s.Fatalf("%+v %v", c, err)
 	}
-	s.before = 4 * s.Unit
 	s.provision(s.spec("1.0", 3))
 	_, err := limited.Provision(s.Context(), s.spec("2.0", 2))
 	refusal(s, err, fault.OutOfSpace, "2.0", "LS_MAX")
@@ -32,7 +31,7 @@ func most(s suite) {
 
 func mostOfTwo(s suite) {
 	two := []localstore.Volumes{s.Open(s.t, 5*s.Unit), s.Open(s.t, 5*s.Unit)}
-	s.store, s.before = two[0], 5*s.Unit
+	s.store = two[0]
 	var other atomic.Int32
 	well, _ := parallel(8, func(i int) error {
 		_, err := two[i%2].Provision(s.Context(), s.spec(name(i), 1))
@@ -48,13 +47,14 @@ func mostOfTwo(s suite) {
 }
 
 func full(s suite) {
+	before := s.free()
 	_, err := s.store.Provision(s.Context(), s.spec("1.0", int64(s.Units)*4))
 	refusal(s, err, fault.OutOfSpace, "1.0", "needs", "free")
 	if got := s.names(); got != "" {
 		s.Errorf("left behind: %s", got)
 	}
-	if free := s.free(); free < s.before {
-		s.Errorf("%d bytes are gone", s.before-free)
+	if free := s.free(); free < before {
+		s.Errorf("%d bytes are gone", before-free)
 	}
 	if _, err := s.store.Find(s.Context(), "1.0"); !fault.Is(err, fault.NotFound) {
 		s.Error(err)

@@ -43,50 +43,75 @@ type Place struct {
 type suite struct {
 	*Place
 	testing.TB
-	t      *testing.T
-	store  localstore.Volumes
-	before int64 // free bytes
+	t     *testing.T
+	store localstore.Volumes
 }
 
-// Run runs the suite on a place.
+// Run runs the whole suite on a place.
 func Run(t *testing.T, p Place) {
 	if p.None {
 		t.Run("none", func(t *testing.T) { none(t, p.Open(t, 0)) })
 		return
 	}
-	if p.Hold == nil {
-		p.Hold = hold
-	}
-	for _, test := range []struct {
-		name string
-		run  func(suite)
-	}{
+	Life(t, p)
+	Space(t, p)
+	Copies(t, p)
+}
+
+// Life is the part of the suite about single volumes.
+func Life(t *testing.T, p Place) {
+	run(t, p, []part{
 		{"zeros though others wrote there", zeros},
 		{"again is the same", again},
 		{"longer", longer},
 		{"names and sizes", refused},
 		{"owner", owner},
 		{"foreign", foreign},
+		{"half made", halfMade},
+		{"open", open},
+		{"restart", restart},
+		{"not there", notThere},
+		{"ended context", ended},
+	})
+}
+
+// Space is the part of the suite about space, and who wants it at once.
+func Space(t *testing.T, p Place) {
+	run(t, p, []part{
 		{"LS_MAX", most},
 		{"LS_MAX by two processes at once", mostOfTwo},
 		{"full", full},
 		{"fifty at once", fifty},
 		{"one name at once", sameName},
-		{"half made", halfMade},
-		{"open", open},
-		{"restart", restart},
-		{"snapshots", snapshots},
-		{"rename", rename},
-		{"raw", raw},
-		{"not there", notThere},
-		{"ended context", ended},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			s := suite{Place: &p, TB: t, t: t, store: p.Open(t, 0)}
-			s.before = s.free()
+	})
+}
+
+// Copies is the part of the suite about what volumes come from.
+func Copies(t *testing.T, p Place) {
+	run(t, p, []part{{"snapshots", snapshots}, {"rename", rename}, {"raw", raw}})
+}
+
+type part struct {
+	name string
+	run  func(suite)
+}
+
+func run(t *testing.T, p Place, parts []part) {
+	if p.Hold == nil {
+		p.Hold = hold
+	}
+	store := p.Open(t, 0)
+	whole := suite{Place: &p, TB: t, t: t, store: store}
+	before := whole.free()
+	for _, part := range parts {
+		t.Run(part.name, func(t *testing.T) {
+			s := suite{Place: &p, TB: t, t: t, store: store}
 			defer s.clean()
-			test.run(s)
+			part.run(s)
 		})
+	}
+	if free := whole.free(); free < before {
+		t.Errorf("%d bytes did not come back", before-free)
 	}
 }
 
@@ -111,17 +136,13 @@ func none(t *testing.T, store localstore.Volumes) {
 	}
 }
 
-// clean removes all volumes, and checks that all space came back.
+// clean removes all volumes.
 func (s suite) clean() {
 	s.Helper()
 	ctx := context.WithoutCancel(s.Context())
-	for _, v := range s.list() {
-		if err := s.store.Unprovision(ctx, v.Name); err != nil {
-			s.Error(err)
-		}
-	}
-	if free := s.free(); free < s.before {
-		s.Errorf("%d bytes did not come back", s.before-free)
+	list := s.list()
+	if _, err := parallel(len(list), func(i int) error { return s.store.Unprovision(ctx, list[i].Name) }); err != nil {
+		s.Error(err)
 	}
 }
 
