@@ -55,7 +55,7 @@ func (r *Repository) Own(ctx context.Context, name string, owner repository.Owne
 	if err != nil {
 		return "", err
 	}
-	return r.filePath(name), nil
+	return r.handed(name), nil
 }
 
 func own(root *os.Root, name string, owner repository.Owner, uid, gid int) error {

@@ -29,6 +29,17 @@ type Repository struct {
 	base    string
 	gate    *gate
 	hanging hangs
+	mount   Mount // nil: the directory is simply there
+}
+
+// Mount is what the directory of a repository is on, when somebody must see to that. Safe for concurrent use.
+type Mount interface {
+	// Ready mounts it where it is not, before each operation. Errors are classified.
+	Ready(ctx context.Context) error
+	// Check says fault.Unavailable when the directory that was opened is not on the mount, but what lies under it.
+	Check(root *os.Root) error
+	// Handed is told that a path below was given to somebody who will open it.
+	Handed()
 }
 
 var (
@@ -47,16 +58,58 @@ func New(r disk.Repository) (*Repository, error) {
 	return &Repository{label: label, base: filepath.Clean(r.Path), gate: newGate(label)}, nil
 }
 
+// OnMount describes the repository in directory base, which is on m; label names it in errors.
+func OnMount(label, base string, m Mount) *Repository {
+	return &Repository{label: label, base: base, gate: newGate(label), mount: m}
+}
+
 // within runs f with the directory opened: every name f uses is resolved inside it, links included.
 func (r *Repository) within(ctx context.Context, f func(root *os.Root) error) error {
+	if err := r.ready(ctx); err != nil {
+		return err
+	}
 	return r.gate.run(ctx, func() error {
-		root, err := os.OpenRoot(r.base)
+		root, err := r.openRoot()
 		if err != nil {
-			return fault.Errorf(fault.Unavailable, "%s: cannot be reached: %w", r.label, bare(err))
+			return err
 		}
 		defer root.Close()
 		return f(root)
 	})
+}
+
+func (r *Repository) ready(ctx context.Context) error {
+	if r.mount == nil {
+		return nil
+	}
+	if err := r.mount.Ready(ctx); err != nil {
+		return fault.Errorf(fault.ClassOf(err), "%s: %w", r.label, err)
+	}
+	return nil
+}
+
+// openRoot opens the directory. It may hang.
+func (r *Repository) openRoot() (*os.Root, error) {
+	root, err := os.OpenRoot(r.base)
+	if err != nil {
+		return nil, fault.Errorf(fault.Unavailable, "%s: cannot be reached: %w", r.label, bare(err))
+	}
+	if r.mount == nil {
+		return root, nil
+	}
+	if err := r.mount.Check(root); err != nil {
+		root.Close()
+		return nil, fault.Errorf(fault.ClassOf(err), "%s: cannot be reached: %w", r.label, err)
+	}
+	return root, nil
+}
+
+// handed gives a path to somebody who will open it.
+func (r *Repository) handed(name string) string {
+	if r.mount != nil {
+		r.mount.Handed()
+	}
+	return r.filePath(name)
 }
 
 // object puts repository and object into err and classifies it.
@@ -240,9 +293,14 @@ func (r *Repository) List(ctx context.Context, prefix string) ([]repository.Info
 // Capacity implements repository.Repository.
 func (r *Repository) Capacity(ctx context.Context) (disk.Capacity, error) {
 	var st unix.Statfs_t
-	err := r.gate.run(ctx, func() error {
+	err := r.within(ctx, func(root *os.Root) error {
+		d, err := root.Open(".")
+		if err != nil {
+			return fault.Errorf(fault.Unavailable, "%s: cannot be reached: %w", r.label, bare(err))
+		}
+		defer d.Close()
 		var s unix.Statfs_t
-		if err := unix.Statfs(r.base, &s); err != nil {
+		if err := unix.Fstatfs(int(d.Fd()), &s); err != nil {
 			return fault.Errorf(fault.Unavailable, "%s: cannot be reached: %w", r.label, err)
 		}
 		st = s

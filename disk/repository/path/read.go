@@ -57,7 +57,7 @@ func (r *Repository) open(ctx context.Context, root *os.Root, name string) (*sou
 }
 
 func (s *source) Size() int64       { return s.size }
-func (s *source) LocalPath() string { return s.repository.filePath(s.name) }
+func (s *source) LocalPath() string { return s.repository.handed(s.name) }
 func (s *source) Close() error      { return s.file.Close() }
 
 func (s *source) ReadAt(p []byte, offset int64) (int, error) {

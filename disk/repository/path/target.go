@@ -124,9 +124,9 @@ func (t *target) fenced() error {
 	if lost != nil || !due {
 		return lost
 	}
-	root, err := os.OpenRoot(t.repository.base)
+	root, err := t.repository.openRoot()
 	if err != nil {
-		return fault.Errorf(fault.Unavailable, "cannot be reached: %w", bare(err))
+		return err
 	}
 	defer root.Close()
 	_, err = held(root, t.name, t.mark.Owner, t.mark.Generation)

@@ -161,7 +161,7 @@ type writer struct {
 	ended  bool
 }
 
-func (w *writer) LocalPath() string { return w.repository.filePath(hidden(w.name, ".part")) }
+func (w *writer) LocalPath() string { return w.repository.handed(hidden(w.name, ".part")) }
 
 // NextData implements image.Extents.
 func (w *writer) NextData(offset int64) (start, end int64, err error) {
@@ -218,7 +218,7 @@ func (w *writer) commit() error {
 	if err := w.file.Sync(); err != nil {
 		return err
 	}
-	root, err := os.OpenRoot(w.repository.base)
+	root, err := w.repository.openRoot()
 	if err != nil {
 		return err
 	}
@@ -282,7 +282,7 @@ func (w *writer) abort(ctx context.Context) error {
 }
 
 func (w *writer) drop() error {
-	root, err := os.OpenRoot(w.repository.base)
+	root, err := w.repository.openRoot()
 	if err != nil {
 		return errors.Join(err, w.file.Close(), w.lock.Close())
 	}
