@@ -1,10 +1,12 @@
 package way
 
 import (
+	"bytes"
 	"context"
 	"errors"
-	"io"
+	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"hayloft/disk"
 	"hayloft/disk/localstore"
 	"hayloft/image"
+	"hayloft/internal/durable"
 )
 
 // baseVolumes are the books about whole images in volumes. When they were last used is not remembered beyond this
@@ -135,6 +138,7 @@ func (w *Way) dropBaseVolume(ctx context.Context, name string) (gone bool, err e
 		return false, nil
 	}
 	if err == nil {
+		_ = os.Remove(w.indexPath(name)) // or it is of use again
 		w.bases.mu.Lock()
 		delete(w.bases.used, name)
 		w.bases.mu.Unlock()
@@ -165,10 +169,10 @@ func (w *Way) fillVolume(ctx context.Context, img disk.Image, report func(done, 
 	size := roundUp(img.Size, sector)
 	v, err = w.provision(ctx, localstore.VolumeSpec{Name: part, Size: size, UID: os.Geteuid(), GID: os.Getegid(), Raw: true})
 	if err == nil {
-		err = writeVolume(v, func(to *os.File) (err error) {
-			read, err = w.copyInto(ctx, img, v, to, size, report)
-			return err
-		})
+		var index *image.Index
+		if index, read, err = w.copyInto(ctx, img, v, size, report); err == nil {
+			err = w.keepIndex(name, index)
+		}
 	}
 	if err == nil {
 		v, err = volumes.Rename(ctx, part, name)
@@ -180,54 +184,68 @@ func (w *Way) fillVolume(ctx context.Context, img disk.Image, report func(done, 
 	return v.Path, read, nil
 }
 
-// copyInto copies an image into a volume, verified chunk by chunk, and has it read as zeros from there to size. It comes from
-// its repository, or from the base that this host has as a file.
-func (w *Way) copyInto(ctx context.Context, img disk.Image, v localstore.Volume, to *os.File, size int64, report func(done, total int64)) (read int64, err error) {
+// copyInto copies an image into a volume, as copyWhole does: from its repository, or from the base that this host has as a
+// file.
+func (w *Way) copyInto(ctx context.Context, img disk.Image, v localstore.Volume, size int64, report func(done, total int64)) (_ *image.Index, read int64, err error) {
 	unpin := w.store.Pin(img.Digest)
 	defer unpin()
 	repo, index, err := w.index(ctx, img)
 	if err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	read = int64(len(index.Marshal()))
-	if index.Length() > size {
-		return read, fault.Errorf(fault.Corrupt, "has %d bytes, was registered with %d", index.Length(), img.Size)
-	}
 	local, err := w.store.Find(ctx, img.Digest, localstore.Data)
 	if err != nil {
-		return read, err
+		return nil, read, err
 	}
-	leave, err := w.copies.enter(ctx, img.Repository.ID, local == "")
-	if err != nil {
-		return read, err
-	}
-	defer leave()
-	var src io.ReaderAt
 	if local != "" {
-		f, err := os.Open(local)
+		src, err := os.Open(local)
 		if err != nil {
-			return read, err
+			return nil, read, err
 		}
-		defer f.Close()
-		src = f
-	} else {
-		s, err := repo.Open(ctx, img.Source)
-		if err != nil {
-			return read, err
-		}
-		defer s.Close()
-		if err := checkLength(img, index, s.Size()); err != nil {
-			return read, err
-		}
-		src = s
+		defer src.Close()
+		_, err = w.copyWhole(ctx, v.Name, src, index, v, size, report)
+		return index, read, err
 	}
-	need := index.DataBytes()
-	n, err := index.CopyTo(ctx, to, src, func(done int64) { report(done, need) })
-	if local == "" {
-		read += n
-	}
+	src, err := repo.Open(ctx, img.Source)
 	if err != nil {
-		return read, err
+		return nil, read, err
 	}
-	return read, zeroRest(ctx, to, v, index, size)
+	defer src.Close()
+	if err := checkLength(img, index, src.Size()); err != nil {
+		return nil, read, err
+	}
+	n, err := w.copyWhole(ctx, fmt.Sprintf("datastore %d", img.Repository.ID), src, index, v, size, report)
+	return index, read + n, err
+}
+
+// indexPath is where the chunk index of a base in a volume is kept, so that it can be copied without its repository.
+func (w *Way) indexPath(volume string) string {
+	return filepath.Join(w.config.Root, "volume", volume+image.IndexSuffix)
+}
+
+func (w *Way) keepIndex(volume string, index *image.Index) error {
+	path := w.indexPath(volume)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	return durable.WriteFile(path, index.Marshal(), 0o400)
+}
+
+// indexOfVolume is the index of a base in a volume; from its repository when what is kept cannot be used.
+func (w *Way) indexOfVolume(ctx context.Context, img disk.Image) (*image.Index, error) {
+	name, err := baseVolume(img.Digest)
+	if err != nil {
+		return nil, err
+	}
+	text, err := os.ReadFile(w.indexPath(name))
+	if err == nil {
+		index, err := image.ReadIndex(bytes.NewReader(text), int64(len(text)), img.Digest)
+		if err == nil {
+			return index, nil
+		}
+		w.config.Log.Warn("kept index of a base is of no use", "volume", name, "error", err)
+	}
+	_, index, err := w.index(ctx, img)
+	return index, err
 }

@@ -2,15 +2,12 @@ package way
 
 import (
 	"context"
-	"fmt"
-	"io"
 	"os"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/device"
 	"hayloft/disk/localstore"
-	"hayloft/image"
 )
 
 // copied gives the machine a whole copy of an image: a snapshot of the base in a volume where the store can make one, else a
@@ -70,36 +67,28 @@ func (p *preparation) copyOfBase(ctx context.Context, img disk.Image, d *diskRec
 	if !fault.Is(err, fault.Unsupported) {
 		return v, err
 	}
-	return p.newRawVolume(ctx, d, d.Size, func(v localstore.Volume, to *os.File) error { return p.copyVerified(ctx, img, d, path, v, to) })
+	return p.newRawVolume(ctx, d, d.Size, func(v localstore.Volume) error { return p.copyLocal(ctx, img, d, path, v) })
 }
 
-// copyVerified copies an image from a volume into another.
-func (p *preparation) copyVerified(ctx context.Context, img disk.Image, d *diskRecord, from string, v localstore.Volume, to *os.File) error {
-	leave, err := p.way.copies.enter(ctx, img.Repository.ID, false)
+// copyLocal copies an image from the volume of all into the machine's own.
+func (p *preparation) copyLocal(ctx context.Context, img disk.Image, d *diskRecord, from string, v localstore.Volume) error {
+	index, err := p.way.indexOfVolume(ctx, img)
 	if err != nil {
 		return err
 	}
-	defer leave()
 	src, err := os.Open(from)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	report := p.reporter(fmt.Sprintf("copy %s", img.Name))
-	index, _, err := image.Scan(ctx, to, io.NewSectionReader(src, 0, img.Size), img.Size, func(done int64) { report(done, img.Size) })
-	if err == nil && index.Digest() != img.Digest {
-		err = fault.Errorf(fault.Corrupt, "volume %s has not the content of %s", from, img.Digest)
-	}
-	if err != nil {
-		return err
-	}
-	return zeroRest(ctx, to, v, index, d.Size)
+	_, err = p.way.copyWhole(ctx, machineTurn(p.request.Machine), src, index, v, d.Size, p.reporter("copy "+img.Name))
+	return err
 }
 
 // copyOfImage copies the image itself, for this machine alone.
 func (p *preparation) copyOfImage(ctx context.Context, img disk.Image, d *diskRecord) (localstore.Volume, error) {
-	return p.newRawVolume(ctx, d, d.Size, func(v localstore.Volume, to *os.File) error {
-		read, err := p.way.copyInto(ctx, img, v, to, d.Size, p.reporter("copy "+img.Name))
+	return p.newRawVolume(ctx, d, d.Size, func(v localstore.Volume) error {
+		_, read, err := p.way.copyInto(ctx, img, v, d.Size, p.reporter("copy "+img.Name))
 		p.result.RepositoryBytes += read
 		return err
 	})

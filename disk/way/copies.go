@@ -2,10 +2,16 @@ package way
 
 import (
 	"context"
+	"io"
+	"os"
 	"sync"
 	"time"
 
+	"hayloft/cloud/fault"
 	"hayloft/disk"
+	"hayloft/disk/fastcopy"
+	"hayloft/disk/localstore"
+	"hayloft/image"
 )
 
 // The numbers of copies at a time that a host makes unless it is told otherwise.
@@ -14,51 +20,34 @@ const (
 	defaultCopiesPerRepository = 2
 )
 
-// copies bounds how many whole images are copied into volumes at a time: on this host, and from each repository.
-type copies struct {
-	host chan struct{}
-	each int
-
-	mu sync.Mutex
-	of map[int]chan struct{} // by repository
-}
-
-func newCopies(host, each int) *copies {
+// newLimiter bounds how many whole images are copied into volumes at a time: on this host, and from each repository.
+func newLimiter(host, each int) *fastcopy.Limiter {
 	if host <= 0 {
 		host = defaultCopies
 	}
 	if each <= 0 {
 		each = defaultCopiesPerRepository
 	}
-	return &copies{host: make(chan struct{}, host), each: each, of: map[int]chan struct{}{}}
+	return fastcopy.NewLimiter(host, each)
 }
 
-// enter waits for its turn; remote copies wait for one with their repository first.
-func (c *copies) enter(ctx context.Context, repository int, remote bool) (leave func(), err error) {
-	turns := []chan struct{}{c.host}
-	if remote {
-		c.mu.Lock()
-		if c.of[repository] == nil {
-			c.of[repository] = make(chan struct{}, c.each)
-		}
-		turns = []chan struct{}{c.of[repository], c.host}
-		c.mu.Unlock()
+// copyWhole copies what index describes into a volume, verified chunk by chunk, in its turn among those from the same
+// place, and has the volume read as zeros from there to size. All is durable then.
+func (w *Way) copyWhole(ctx context.Context, from string, src io.ReaderAt, index *image.Index, v localstore.Volume, size int64, report func(done, total int64)) (read int64, err error) {
+	if index.Length() > size {
+		return 0, fault.Errorf(fault.Corrupt, "has %d bytes instead of %d", index.Length(), size)
 	}
-	for i, turn := range turns {
-		select {
-		case turn <- struct{}{}:
-		case <-ctx.Done():
-			for _, taken := range turns[:i] {
-				<-taken
-			}
-			return nil, ctx.Err()
-		}
+	leave, err := w.copies.Acquire(ctx, from, nil)
+	if err != nil {
+		return 0, err
 	}
-	return func() {
-		for _, taken := range turns {
-			<-taken
-		}
-	}, nil
+	defer leave()
+	r, err := fastcopy.ToPath(ctx, v.Path, fastcopy.Spec{Source: src, Index: index, Zeros: v.Zeros,
+		Report: func(p fastcopy.Progress) { report(p.Done, p.Total) }})
+	if err != nil || v.Zeros {
+		return r.Read, err
+	}
+	return r.Read, writeVolume(v, func(f *os.File) error { return zeroRange(f, index.Length(), size-index.Length()) })
 }
 
 // rated turns bytes of one step into progress that says how fast it is.

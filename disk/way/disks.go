@@ -60,8 +60,10 @@ func (p *preparation) standOn(ctx context.Context, path string, there qcow2.Over
 func (p *preparation) overlayVolume(ctx context.Context, record *diskRecord, base below) (device.Device, error) {
 	if !record.Made {
 		p.progress(disk.Progress{Step: fmt.Sprintf("overlay %d", record.ID)})
-		v, err := p.newRawVolume(ctx, record, qcow2.FullSize(record.Size), func(v localstore.Volume, f *os.File) error {
-			return qcow2.Write(fixed{f, v.Size, v.Zeros}, qcow2.Overlay{Size: record.Size, Backing: base.path, BackingFormat: "raw"})
+		v, err := p.newRawVolume(ctx, record, qcow2.FullSize(record.Size), func(v localstore.Volume) error {
+			return writeVolume(v, func(f *os.File) error {
+				return qcow2.Write(fixed{f, v.Size, v.Zeros}, qcow2.Overlay{Size: record.Size, Backing: base.path, BackingFormat: "raw"})
+			})
 		})
 		return overlayDevice(v, base), err
 	}

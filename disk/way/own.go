@@ -135,9 +135,9 @@ func (p *preparation) newVolume(ctx context.Context, d *diskRecord, size int64, 
 	return v, p.filled(ctx, d)
 }
 
-// newRawVolume is newVolume for who writes all that will ever be read, zeros too unless the volume has them: nothing is
-// wiped first. Until then it has another name.
-func (p *preparation) newRawVolume(ctx context.Context, d *diskRecord, size int64, write func(localstore.Volume, *os.File) error) (v localstore.Volume, err error) {
+// newRawVolume is newVolume for who writes all that will ever be read, durably, zeros too unless the volume has them:
+// nothing is wiped first. Until then it has another name.
+func (p *preparation) newRawVolume(ctx context.Context, d *diskRecord, size int64, write func(localstore.Volume) error) (v localstore.Volume, err error) {
 	volumes, err := p.beginVolume(ctx, d)
 	if err != nil {
 		return v, err
@@ -147,7 +147,7 @@ func (p *preparation) newRawVolume(ctx context.Context, d *diskRecord, size int6
 	if v, err = p.way.provision(ctx, s); err != nil {
 		return v, err
 	}
-	if err := writeVolume(v, func(f *os.File) error { return write(v, f) }); err != nil {
+	if err := write(v); err != nil {
 		return v, err
 	}
 	if v, err = volumes.Rename(ctx, s.Name, d.Volume); err != nil {

@@ -416,38 +416,6 @@ func TestCrashedInTheMiddle(t *testing.T) {
 	}
 }
 
-func TestCopiesAtATime(t *testing.T) {
-	c := newCopies(3, 2)
-	enter := func(repository int, remote bool) func() {
-		t.Helper()
-		leave, err := c.enter(t.Context(), repository, remote)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return leave
-	}
-	one, two, three := enter(1, true), enter(1, true), enter(2, true)
-	entered := make(chan func())
-	go func() { entered <- enter(1, false) }()
-	select {
-	case <-entered:
-		t.Fatal("more than the host may")
-	case <-time.After(20 * time.Millisecond):
-	}
-	three()
-	four := <-entered
-	four()
-	go func() { entered <- enter(1, true) }()
-	select {
-	case <-entered:
-		t.Fatal("more than the repository may")
-	case <-time.After(20 * time.Millisecond):
-	}
-	one()
-	(<-entered)()
-	two()
-}
-
 func TestRate(t *testing.T) {
 	var last disk.Progress
 	report := rated("copy", func(p disk.Progress) { last = p })

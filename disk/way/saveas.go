@@ -58,7 +58,6 @@ func (w *Way) SavedAs(ctx context.Context, spec disk.Spec, from disk.Repository,
 	if err != nil {
 		return fail(err)
 	}
-	defer closeRepository(repo)
 	info, err := repo.Stat(ctx, name)
 	if err != nil {
 		return fail(err)
@@ -116,7 +115,6 @@ func (w *Way) saveAs(ctx context.Context, machine int, spec disk.Spec, live *dis
 	if err != nil {
 		return disk.Saved{}, err
 	}
-	defer closeRepository(repo)
 	if d.Kind == tree {
 		return w.saveTree(ctx, repo, r.Dir, *d, name)
 	}
@@ -135,13 +133,6 @@ func (w *Way) saveAs(ctx context.Context, machine int, spec disk.Spec, live *dis
 		return saved, err
 	}
 	return saveWhole(ctx, repo, c, name, report)
-}
-
-// closeRepository lets go of what a repository holds, when it holds anything.
-func closeRepository(repo repository.Repository) {
-	if closer, ok := repo.(io.Closer); ok {
-		_ = closer.Close()
-	}
 }
 
 // saveWhole copies all that a disk holds.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 
+	"hayloft/disk/fastcopy"
 	"hayloft/disk/localstore"
 	"hayloft/disk/repository"
 	"hayloft/image"
@@ -82,13 +83,14 @@ func (p *preparation) bringVolume(ctx context.Context, src repository.Source, d 
 		d.Size = max(d.Size, o.Size) // grown elsewhere
 		size = max(qcow2.FullSize(d.Size), src.Size())
 	}
-	_, err := p.newRawVolume(ctx, d, size, func(v localstore.Volume, to *os.File) error {
-		index, stored, err := image.Scan(ctx, to, src, src.Size(), func(done int64) { report(done, src.Size()) })
-		p.result.RepositoryBytes += stored
-		if err != nil {
+	_, err := p.newRawVolume(ctx, d, size, func(v localstore.Volume) error {
+		r, err := fastcopy.ToPath(ctx, v.Path, fastcopy.Spec{Source: src, Size: src.Size(), Zeros: v.Zeros,
+			Report: func(p fastcopy.Progress) { report(p.Done, p.Total) }})
+		p.result.RepositoryBytes += r.Read
+		if err != nil || v.Zeros {
 			return err
 		}
-		return zeroRest(ctx, to, v, index, size)
+		return writeVolume(v, func(f *os.File) error { return zeroRange(f, src.Size(), size-src.Size()) })
 	})
 	return err
 }

@@ -19,6 +19,7 @@ import (
 	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/blockd"
+	"hayloft/disk/fastcopy"
 	"hayloft/disk/kernelcache"
 	"hayloft/disk/localstore"
 	"hayloft/disk/localstore/file"
@@ -34,7 +35,9 @@ type Config struct {
 	Runner command.Runner
 	Log    *slog.Logger // nil: slog.Default
 	GID    int          // group that may read bases: the hypervisor processes'
-	Host   string       // name of this host in marks of ownership; "": the host name
+	// Open opens repositories, which are not closed here; nil: drivers.Open.
+	Open func(disk.Repository) (repository.Repository, error)
+	Host string // name of this host in marks of ownership; "": the host name
 	// Data is the data path. nil: there is none, and disks that need one are fault.Unsupported.
 	Data blockd.Service
 	// Volumes has disks of the machines' own in volumes; nil: in files in their directories, counted by the store in Root.
@@ -59,7 +62,7 @@ type Way struct {
 
 	blocks blocks
 	bases  baseVolumes
-	copies *copies
+	copies *fastcopy.Limiter
 	swept  bool // volumes, see there
 
 	mu      sync.Mutex
@@ -78,6 +81,9 @@ func New(c Config) (*Way, error) {
 	}
 	if c.Runner == nil {
 		c.Runner = command.Exec{}
+	}
+	if c.Open == nil {
+		c.Open = drivers.Open
 	}
 	if c.Host == "" {
 		name, err := os.Hostname()
@@ -101,8 +107,8 @@ func New(c Config) (*Way, error) {
 		return nil, err
 	}
 	return &Way{
-		config: c, store: store, open: drivers.Open,
-		blocks: loops{}, bases: baseVolumes{pins: map[string]int{}, used: map[string]time.Time{}}, copies: newCopies(c.Copies, c.CopiesPerRepository),
+		config: c, store: store, open: c.Open,
+		blocks: loops{}, bases: baseVolumes{pins: map[string]int{}, used: map[string]time.Time{}}, copies: newLimiter(c.Copies, c.CopiesPerRepository),
 		turns: map[string]*turn{}, flights: map[flightKey]*flight{}, counted: map[string]int64{}, totals: map[string]int64{},
 	}, nil
 }

@@ -1,43 +1,11 @@
 package way
 
 import (
-	"context"
 	"errors"
 	"os"
 
 	"golang.org/x/sys/unix"
-
-	"hayloft/disk/localstore"
-	"hayloft/image"
 )
-
-// zeroRest has a volume read as zeros up to size where a copy of what index describes wrote nothing.
-func zeroRest(ctx context.Context, f *os.File, v localstore.Volume, index *image.Index, size int64) error {
-	if v.Zeros {
-		return nil
-	}
-	for i := 0; i < index.Chunks(); {
-		if !index.IsZero(i) {
-			i++
-			continue
-		}
-		start, _ := index.Range(i)
-		for i < index.Chunks() && index.IsZero(i) {
-			i++
-		}
-		end := index.Length()
-		if i < index.Chunks() {
-			end, _ = index.Range(i)
-		}
-		if err := zeroRange(f, start, end-start); err != nil {
-			return err
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-	}
-	return zeroRange(f, index.Length(), size-index.Length())
-}
 
 // zeroPiece is how many zeros are written at a time where the kernel is not asked to.
 const zeroPiece = 1 << 20
