@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -75,6 +76,7 @@ func Start(t testing.TB, dir string) *Server {
 		mountd.Process.Kill()
 		mountd.Wait()
 	})
+	s.waitForMountd(mountd.Process.Pid)
 	run(t, "exportfs", "-i", "-o", "rw,no_root_squash,no_subtree_check,insecure,sync,crossmnt", "*:"+dir)
 	t.Cleanup(func() {
 		s.Stop()
@@ -86,6 +88,24 @@ func Start(t testing.TB, dir string) *Server {
 	}
 	s.Resume()
 	return s
+}
+
+// waitForMountd waits until it listens to the kernel, which has clients wait for long when nobody does.
+func (s *Server) waitForMountd(pid int) {
+	s.t.Helper()
+	for range 600 {
+		files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		for _, f := range files {
+			if to, err := os.Readlink(f); err == nil && strings.Contains(to, "/rpc/nfsd.fh/channel") {
+				return
+			}
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	s.t.Fatal("rpc.mountd does not listen")
 }
 
 func (s *Server) set(name, value string) {

@@ -10,7 +10,7 @@
 //	TOKEN_FILE         a file with a bearer token, instead of the two
 //	PLAIN_CREDENTIALS  "YES" lets these be sent over http://, where everybody on the way can read them
 //
-// Proxies are taken from the environment (HTTPS_PROXY, HTTP_PROXY, NO_PROXY).
+// and those of package proxy: PROXY and PROXY_PASSWORD_FILE.
 package http
 
 import (
@@ -27,6 +27,7 @@ import (
 	"hayloft/disk"
 	"hayloft/disk/repository"
 	"hayloft/disk/repository/attempt"
+	"hayloft/disk/repository/proxy"
 	"hayloft/disk/repository/secret"
 )
 
@@ -67,7 +68,6 @@ func New(r disk.Repository) (*Repository, error) {
 		return nil, fault.Errorf(fault.ClassOf(err), "%s: %w", label, err)
 	}
 	transport := &nethttp.Transport{
-		Proxy:                 nethttp.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		TLSClientConfig:       &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:   dialTimeout,
@@ -77,6 +77,9 @@ func New(r disk.Repository) (*Repository, error) {
 		DisableCompression:    true, // a range of what is compressed is not a range of the object
 		ReadBufferSize:        64 << 10,
 		ResponseHeaderTimeout: attempt.Default().Stall,
+	}
+	if err := proxy.Set(transport, r.Options); err != nil {
+		return nil, fault.Errorf(fault.ClassOf(err), "%s: %w", label, err)
 	}
 	client := &nethttp.Client{Transport: transport, CheckRedirect: checkRedirect}
 	return &Repository{label: label, base: base, client: client, transport: transport, login: login,

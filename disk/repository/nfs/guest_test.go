@@ -25,7 +25,7 @@ const impatient = "timeo=10,retrans=1"
 
 func connect(t *testing.T, dir, export, options string) *Repository {
 	t.Helper()
-	r, err := Config{Dir: dir, Idle: time.Nanosecond}.New(disk.Repository{ID: 7, Driver: "nfs", Path: "127.0.0.1:" + export, Options: map[string]string{"MOUNT_OPTIONS": options}})
+	r, err := Config{Dir: dir, Grace: time.Nanosecond}.New(disk.Repository{ID: 7, Driver: "nfs", Path: "127.0.0.1:" + export, Options: map[string]string{"MOUNT_OPTIONS": options}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,6 +267,19 @@ func TestGuestNFSMounts(t *testing.T) {
 		t.Error("nobody uses it, and it is there")
 	}
 
+	idle, err := Config{Dir: dir, Idle: 50 * time.Millisecond}.New(disk.Repository{ID: 7, Path: "127.0.0.1:" + s.Dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := idle.Stat(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	for until := time.Now().Add(20 * time.Second); idle.mount.there(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatal("idle for long, and mounted")
+		}
+	}
+
 	// What somebody else mounted there is left alone.
 	if err := os.MkdirAll(one.mount.dir, 0o711); err != nil {
 		t.Fatal(err)
@@ -316,4 +329,5 @@ func TestGuestNFSMounts(t *testing.T) {
 	if _, err := r.Stat(t.Context(), "a"); !fault.Is(err, fault.Unavailable) {
 		t.Error(err)
 	}
+	s.Resume() // unmounting asks the server, too
 }

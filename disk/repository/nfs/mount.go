@@ -35,6 +35,7 @@ type mount struct {
 	dir     string
 	runner  command.Runner
 	idle    time.Duration
+	grace   time.Duration
 
 	turn chan struct{} // held by who mounts or unmounts, in this process
 	// the rest is changed with turn and mu held
@@ -47,7 +48,7 @@ type mount struct {
 
 func newMount(c Config, source string, options []string) *mount {
 	sum := sha256.Sum256([]byte(source + "\x00" + strings.Join(options, ",")))
-	return &mount{source: source, options: options, dir: filepath.Join(c.Dir, hex.EncodeToString(sum[:8])), runner: c.Runner, idle: c.Idle, turn: make(chan struct{}, 1)}
+	return &mount{source: source, options: options, dir: filepath.Join(c.Dir, hex.EncodeToString(sum[:8])), runner: c.Runner, idle: c.Idle, grace: c.Grace, turn: make(chan struct{}, 1)}
 }
 
 // Ready implements path.Mount.

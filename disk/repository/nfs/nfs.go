@@ -10,7 +10,8 @@
 // there are not remembered (lookupcache=positive), so that no host overlooks what another one made.
 //
 // Locks are the server's, with leases: those of a host that died are over after the server's lease time (90 seconds of
-// Linux servers), when another one asks for them. To hand a persistent image to a hypervisor's user the export needs
+// Linux servers), when another one asks for them. Hosts need different names (or nfs4_unique_id): a server takes two of one
+// name for one that restarts again and again, and drops its locks. To hand a persistent image to a hypervisor's user the export needs
 // no_root_squash. Clones are reflinks where the server's file system has them and copies by the server elsewhere, with
 // NFS 4.2; with older versions this host copies.
 package nfs
@@ -39,9 +40,13 @@ type Config struct {
 	Dir    string         // "": Dir
 	Runner command.Runner // nil: programs are run
 	Idle   time.Duration  // without use until a mount may go; 0: 10 minutes
+	Grace  time.Duration  // for those who were given a path to open it; 0: 10 minutes
 }
 
-const idleAfter = 10 * time.Minute
+const (
+	idleAfter    = 10 * time.Minute
+	defaultGrace = 10 * time.Minute
+)
 
 // New describes the repository; nothing is contacted yet. Errors: fault.Invalid for address and options.
 func New(r disk.Repository) (*Repository, error) { return Config{}.New(r) }
@@ -65,6 +70,9 @@ func (c Config) New(r disk.Repository) (*Repository, error) {
 	}
 	if c.Idle == 0 {
 		c.Idle = idleAfter
+	}
+	if c.Grace == 0 {
+		c.Grace = defaultGrace
 	}
 	m := newMount(c, source, options)
 	return &Repository{path.OnMount(label, m.dir, m), m}, nil

@@ -53,7 +53,7 @@ func (m *mount) leave(use *os.File) error {
 		return nil
 	}
 	defer use.Close()
-	if info, err := os.Stat(m.dir + ".handed"); err == nil && time.Since(info.ModTime()) < m.idle {
+	if info, err := os.Stat(m.dir + ".handed"); err == nil && time.Since(info.ModTime()) < m.grace {
 		return nil
 	}
 	change, err := os.OpenFile(m.dir+".change", os.O_RDWR|os.O_CREATE, 0o600)

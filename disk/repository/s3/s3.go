@@ -8,7 +8,7 @@
 //	PLAIN_CREDENTIALS  "YES" lets signed requests, and images, go over http://
 //	SPOOL_DIR          where objects lie until they are all written; "/var/tmp"
 //
-// Proxies are taken from the environment (HTTPS_PROXY, HTTP_PROXY, NO_PROXY).
+// and those of package proxy: PROXY and PROXY_PASSWORD_FILE.
 //
 // A source never mixes two versions of an object: each range is asked for with the ETag that it had when it was opened. An
 // object being written lies in a file without a name in SPOOL_DIR, since S3 gives back no part of an upload; whole
@@ -42,6 +42,7 @@ import (
 	"hayloft/disk"
 	"hayloft/disk/repository"
 	"hayloft/disk/repository/attempt"
+	"hayloft/disk/repository/proxy"
 	"hayloft/disk/repository/secret"
 )
 
@@ -109,7 +110,6 @@ func (r *Repository) connect(a address, options map[string]string) error {
 		region = defaultRegion
 	}
 	r.transport = &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		TLSClientConfig:     &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout: dialTimeout,
@@ -118,6 +118,9 @@ func (r *Repository) connect(a address, options map[string]string) error {
 		DisableCompression:  true,
 		ReadBufferSize:      64 << 10,
 		WriteBufferSize:     64 << 10,
+	}
+	if err := proxy.Set(r.transport, options); err != nil {
+		return err
 	}
 	r.core, err = minio.NewCore(a.host, &minio.Options{Creds: credentials.New(keys), Secure: a.secure, Transport: r.transport, Region: region,
 		BucketLookup: minio.BucketLookupPath, MaxRetries: 1})
