@@ -19,6 +19,7 @@ import (
 
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
+	"hayloft/disk/repository/drivers"
 	"hayloft/internal/command"
 	"hayloft/server/api"
 	"hayloft/server/api/rest"
@@ -59,6 +60,8 @@ type Server struct {
 	control   *lifecycle.Controller
 	grpc      *grpc.Server
 	listeners []net.Listener // for agents
+
+	repositories *drivers.Pool
 }
 
 const defaultGrace = 20 * time.Second
@@ -86,12 +89,12 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, inv: inv, authority: authority}
+	s := &Server{cfg: cfg, inv: inv, authority: authority, repositories: &drivers.Pool{}}
 	s.fleet = fleet.New(inv, authority, cluster, lifecycle.NewRecorder(inv, cfg.Log), cfg.Log)
-	ops := &operation.Operations{Inv: inv, Scheduler: cfg.Scheduler, Log: cfg.Log, Now: time.Now}
+	ops := &operation.Operations{Inv: inv, Scheduler: cfg.Scheduler, Log: cfg.Log, Now: time.Now, Open: s.repositories.Open}
 	progress := &lifecycle.Progress{}
 	s.control = lifecycle.NewController(inv, progress, lifecycle.Options{Name: cfg.Name, Scheduler: cfg.Scheduler, Interval: cfg.Interval,
-		HostGrace: cfg.HostGrace, Imports: 2, Runner: command.Exec{}, Log: cfg.Log})
+		HostGrace: cfg.HostGrace, Imports: 2, Runner: command.Exec{}, Log: cfg.Log, Open: s.repositories.Open})
 	s.rest = &rest.Server{Ops: ops, Inv: inv, Fleet: s.fleet, Progress: progress, Version: api.Version{Version: cfg.Version, Cluster: cluster}, Log: cfg.Log}
 	names := append([]string{"localhost", "127.0.0.1", "::1", cfg.Name}, cfg.FleetNames...)
 	s.grpc = grpc.NewServer(pki.ServerOptions(pki.ServerTLS(authority, names...), pki.FleetRules())...)
@@ -120,6 +123,9 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() error { return s.work(ctx, group) })
 	err := group.Wait()
 	s.fleet.Wait()
+	if err := s.repositories.Close(); err != nil {
+		s.cfg.Log.Warn("repositories do not end", "error", err)
+	}
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}

@@ -13,6 +13,7 @@ import (
 
 	"hayloft/agent"
 	"hayloft/cloud/fault"
+	"hayloft/disk/repository/drivers"
 	"hayloft/disk/way"
 	"hayloft/hypervisor"
 	"hayloft/hypervisor/dummy"
@@ -148,7 +149,7 @@ func (f *agentFlags) config(ctx context.Context, log *slog.Logger) (agent.Config
 	if err != nil {
 		return cfg, nil, err
 	}
-	drivers, closeAll, err := f.drivers(log)
+	hypervisors, closeAll, err := f.drivers(log)
 	if err != nil {
 		unlock()
 		return cfg, nil, err
@@ -157,7 +158,7 @@ func (f *agentFlags) config(ctx context.Context, log *slog.Logger) (agent.Config
 		closeAll()
 		unlock()
 	}
-	cfg.Hypervisors = drivers
+	cfg.Hypervisors = hypervisors
 	if cfg.Network, err = bridge.New(bridge.Config{Instance: f.instance, Log: log}); err != nil {
 		closeDrivers()
 		return cfg, nil, err
@@ -174,7 +175,15 @@ func (f *agentFlags) config(ctx context.Context, log *slog.Logger) (agent.Config
 		}
 		closeRest()
 	}
-	disks := way.Config{Runner: command.Exec{}, Log: log, GID: cfg.GID, Host: f.name, Data: data}
+	repositories := &drivers.Pool{}
+	closeData := closeDrivers
+	closeDrivers = func() {
+		if err := repositories.Close(); err != nil {
+			log.Warn("repositories do not end", "error", err)
+		}
+		closeData()
+	}
+	disks := way.Config{Runner: command.Exec{}, Log: log, GID: cfg.GID, Host: f.name, Data: data, Open: repositories.Open}
 	if cfg.Storage, err = f.storage.open(ctx, f.stateDir, f.instance, &disks, log); err != nil {
 		closeDrivers()
 		return cfg, nil, err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -11,6 +12,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/blockd"
+	"hayloft/disk/repository/drivers"
 )
 
 func newBlockdCommand(a *app) *cobra.Command {
@@ -53,7 +55,9 @@ func runBlockd(ctx context.Context, stateDir, logLevel string, logFile bool) err
 		}
 		log = slog.New(slog.NewTextHandler(file, &slog.HandlerOptions{Level: level}))
 	}
-	return blockd.Run(ctx, blockd.RunConfig{Config: blockd.Config{StateDir: stateDir, Version: version, Log: log}})
+	repositories := &drivers.Pool{}
+	err = blockd.Run(ctx, blockd.RunConfig{Config: blockd.Config{StateDir: stateDir, Version: version, Log: log, Open: repositories.Open}})
+	return errors.Join(err, repositories.Close())
 }
 
 func (a *app) blockdStatus(ctx context.Context, stateDir string) error {

@@ -8,6 +8,9 @@ import (
 
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
+	"hayloft/disk"
+	"hayloft/disk/repository"
+	"hayloft/disk/repository/drivers"
 	"hayloft/internal/command"
 	"hayloft/server/inventory"
 	"hayloft/server/scheduler"
@@ -22,6 +25,7 @@ type Options struct {
 	HostGrace time.Duration // how long a host may be without a session before it is given up
 	Imports   int           // images imported at the same time
 	Runner    command.Runner
+	Open      func(disk.Repository) (repository.Repository, error) // repositories, which are not closed here; nil: drivers.Open
 	Log       *slog.Logger
 }
 
@@ -38,6 +42,9 @@ type Controller struct {
 
 // NewController makes a controller; progress is where image imports tell how far they are.
 func NewController(inv *inventory.Inventory, progress *Progress, o Options) *Controller {
+	if o.Open == nil {
+		o.Open = drivers.Open
+	}
 	return &Controller{Options: o, inv: inv, progress: progress, log: o.Log, now: time.Now}
 }
 

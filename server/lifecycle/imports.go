@@ -89,13 +89,13 @@ func (m *importers) open(img cloud.Image) (repository.Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	return OpenRepository(ds)
+	return m.c.Open(RepositoryOf(ds))
 }
 
 // sweep removes from all datastores what servers and agents that died left unfinished.
 func (m *importers) sweep(ctx context.Context) {
 	for _, ds := range m.c.inv.AllDatastores() {
-		repo, err := OpenRepository(ds)
+		repo, err := m.c.Open(RepositoryOf(ds))
 		if err == nil {
 			if sweeper, ok := repo.(repository.Sweeper); ok {
 				err = sweeper.Sweep(ctx, "")

@@ -7,7 +7,6 @@ import (
 	"hayloft/cloud/fault"
 	"hayloft/cloud/template"
 	"hayloft/disk"
-	"hayloft/disk/repository"
 	"hayloft/disk/repository/drivers"
 	"hayloft/wire"
 )
@@ -34,14 +33,14 @@ func repositoryOf(ds *cloud.Datastore) *wire.Repository {
 	return &wire.Repository{Id: int64(ds.ID), Driver: ds.Driver, Path: ds.BasePath, Options: optionsOf(ds)}
 }
 
-// OpenRepository opens a datastore from this server. Nothing is contacted yet.
-func OpenRepository(ds cloud.Datastore) (repository.Repository, error) {
-	return drivers.Open(disk.Repository{ID: ds.ID, Driver: ds.Driver, Path: ds.BasePath, Options: optionsOf(&ds)})
+// RepositoryOf describes a datastore to those who open it.
+func RepositoryOf(ds cloud.Datastore) disk.Repository {
+	return disk.Repository{ID: ds.ID, Driver: ds.Driver, Path: ds.BasePath, Options: optionsOf(&ds)}
 }
 
 // CheckRepository refuses a datastore whose driver cannot use its BASE_PATH or options. Nothing is contacted.
 func CheckRepository(ds cloud.Datastore) error {
-	repo, err := OpenRepository(ds)
+	repo, err := drivers.Open(RepositoryOf(ds))
 	if closer, ok := repo.(io.Closer); ok && err == nil {
 		err = closer.Close()
 	}

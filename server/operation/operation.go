@@ -10,6 +10,7 @@ import (
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
 	"hayloft/cloud/template"
+	"hayloft/disk"
 	"hayloft/disk/repository"
 	"hayloft/server/inventory"
 	"hayloft/server/scheduler"
@@ -22,8 +23,8 @@ type Operations struct {
 	Scheduler scheduler.Scheduler
 	Log       *slog.Logger
 	Now       func() time.Time
-	// Open opens a datastore from this server; nil: lifecycle.OpenRepository.
-	Open func(cloud.Datastore) (repository.Repository, error)
+	// Open opens repositories, which are not closed here; nil: drivers.Open.
+	Open func(disk.Repository) (repository.Repository, error)
 }
 
 // creation is what every new object needs.

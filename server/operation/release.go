@@ -9,6 +9,7 @@ import (
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
 	"hayloft/disk/repository"
+	"hayloft/disk/repository/drivers"
 	"hayloft/server/inventory"
 	"hayloft/server/lifecycle"
 	"hayloft/store"
@@ -24,9 +25,9 @@ func (o *Operations) writable(img *cloud.Image) (repository.Writable, error) {
 	}
 	open := o.Open
 	if open == nil {
-		open = lifecycle.OpenRepository
+		open = drivers.Open
 	}
-	repo, err := open(ds)
+	repo, err := open(lifecycle.RepositoryOf(ds))
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
+	"hayloft/disk"
 	"hayloft/disk/repository"
 )
 
@@ -37,7 +38,7 @@ func (m *marks) Break(_ context.Context, _ string, acceptStale bool) error {
 func releasing(t *testing.T) (o *Operations, m *marks, image int, vm cloud.VM) {
 	o = cloudOf(t)
 	m = &marks{}
-	o.Open = func(cloud.Datastore) (repository.Repository, error) { return m, nil }
+	o.Open = func(disk.Repository) (repository.Repository, error) { return m, nil }
 	image = ready(t, o, "NAME=mine\nPATH=/srv/mine.img\nPERSISTENT=YES", "raw", 1<<20)
 	vm, err := oneVM(t, o, "IMAGE=mine, CACHE_MODE=BACK")
 	check(t, err)
