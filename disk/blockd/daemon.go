@@ -167,6 +167,11 @@ func (d *Daemon) Close() error {
 	}
 	d.closed = true
 	d.mu.Unlock()
+	for _, p := range d.config.Present {
+		if e, ok := p.(ending); ok {
+			e.ending()
+		}
+	}
 	d.stop()
 	d.group.Wait() // from here on nobody else changes exports
 	errs := make([]error, len(d.exports))

@@ -42,6 +42,9 @@ type restoring interface {
 	resume() error
 }
 
+// ending is what a Presenter has whose devices must not show that the process ends; it is called before anything does.
+type ending interface{ ending() }
+
 // leaving is what is Presented by one of these.
 type leaving interface {
 	// leave ends the use of the device here, and has requests wait for the next process.
@@ -136,6 +139,15 @@ func (f *files) remove(name string) {
 	if f.added[name] != nil {
 		f.system.Remove(name)
 		delete(f.added, name)
+	}
+}
+
+// ending has all requests that fail from now on wait for the next process: what ends with this one is no error of theirs.
+func (f *files) ending() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, p := range f.added {
+		p.end()
 	}
 }
 

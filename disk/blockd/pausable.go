@@ -11,7 +11,7 @@ import (
 // way, and these and all later ones wait for ever. The process ends then, and its successor gets them.
 type pausable struct {
 	device export.Device
-	ended  context.Context // by pause
+	ended  context.Context // by end, at the latest by pause
 	end    context.CancelFunc
 	mu     sync.RWMutex // held for writing from pause on
 }
@@ -27,7 +27,7 @@ func (p *pausable) pause() {
 	p.mu.Lock()
 }
 
-// do does not return an error that pause made.
+// do does not return an error that came after end.
 func (p *pausable) do(ctx context.Context, f func(context.Context) error) error {
 	p.mu.RLock()
 	ctx, cancel := context.WithCancel(ctx)

@@ -174,5 +174,9 @@ func (f *file) use(cancel <-chan struct{}, header *gofuse.InHeader, quick func()
 	case err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled):
 		return gofuse.EINTR
 	}
-	return statusOf(err)
+	status := statusOf(err)
+	if status == gofuse.EIO { // all that is left of the error for who asked
+		f.fs.log.Warn("fuse: request failed", "file", f.name, "error", err)
+	}
+	return status
 }
