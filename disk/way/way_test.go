@@ -252,7 +252,7 @@ func TestPrepareFails(t *testing.T) {
 		{name: "truncated index", class: fault.Corrupt, want: "chunk index: truncated", spoil: func(b *bench, _ *disk.Image, _ *disk.Spec) { _ = os.Truncate(b.repository.Path+"/tiny.idx", 100) }},
 		{name: "image gone", class: fault.NotFound, want: "image 5 (tiny)", spoil: func(b *bench, img *disk.Image, _ *disk.Spec) { img.Source = "gone" }},
 		{name: "repository unreachable", class: fault.Unavailable, want: "datastore 1 (", spoil: func(b *bench, _ *disk.Image, _ *disk.Spec) { _ = os.RemoveAll(b.repository.Path) }},
-		{name: "no such driver", class: fault.Unsupported, want: `"floppy"`, spoil: func(_ *bench, img *disk.Image, _ *disk.Spec) { img.Repository.Driver = "rbd" }},
+		{name: "no such driver", class: fault.Unsupported, want: `"floppy"`, spoil: func(_ *bench, img *disk.Image, _ *disk.Spec) { img.Repository.Driver = "floppy" }},
 		{name: "LS_MAX", max: 4 << 20, class: fault.OutOfSpace, want: "are free of LS_MAX 4194304", spoil: func(*bench, *disk.Image, *disk.Spec) {}},
 		{name: "LS_MAX for the base", max: 5 << 20, class: fault.OutOfSpace, want: "image 5 (tiny): base: needs", spoil: func(*bench, *disk.Image, *disk.Spec) {}},
 		{name: "tree over LS_MAX", max: 1 << 20, tree: true, class: fault.OutOfSpace, want: "tree: needs", spoil: func(*bench, *disk.Image, *disk.Spec) {}},
