@@ -41,7 +41,7 @@ type Cluster struct {
 	daemons map[string]*daemon
 }
 
-const usable = 60 * time.Second // it takes less than 10 on a quick machine
+const usable = 3 * time.Minute // it takes less than 10 seconds on a quick machine
 
 // Start returns when images can be written.
 func Start(ctx context.Context, config Config) (_ *Cluster, err error) {
@@ -118,6 +118,7 @@ mon data avail crit = 1
 mon osd report timeout = 3600
 osd heartbeat grace = 3600
 osd client watch timeout = 5
+osd fast shutdown = false
 osd class dir = %[6]s
 mgr initial modules =
 mgr stats period = 1

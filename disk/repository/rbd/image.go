@@ -70,9 +70,9 @@ func (r *Repository) ours(ctx context.Context, id string) (bool, error) {
 	if _, ok := r.known.Load(id); ok {
 		return true, nil
 	}
-	_, err := r.rados(ctx, "getomapval", registry, id, "/dev/null")
+	out, err := r.rados(ctx, "getomapval", registry, id, "/dev/null")
 	switch {
-	case fault.Is(err, fault.NotFound):
+	case fault.Is(err, fault.NotFound), err != nil && strings.HasPrefix(string(out), "No such key"):
 		return false, nil
 	case err != nil:
 		return false, err

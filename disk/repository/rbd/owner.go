@@ -129,17 +129,3 @@ func (r *Repository) disown(ctx context.Context, i rbdImage, owner repository.Ow
 	}
 	return errors.Join(err, r.unclaim(context.WithoutCancel(ctx), i, undrainedLock, taking))
 }
-
-// fence makes sure that those who have an image open can write no more, whatever they sent.
-func (r *Repository) fence(ctx context.Context, i rbdImage) error {
-	watchers, err := r.watchers(ctx, i.Name)
-	if err != nil {
-		return err
-	}
-	for _, address := range watchers {
-		if _, err := r.run(ctx, r.limit, "ceph", "osd", "blocklist", "add", address); err != nil {
-			return fault.Errorf(fault.ClassOf(err), "keep %s from writing: %w", address, err)
-		}
-	}
-	return nil
-}

@@ -48,7 +48,7 @@ type Repository struct {
 	kernel          bool
 	runner          command.Runner
 	limit           time.Duration // of one step at the cluster
-	known           sync.Map      // ids of images that are ours: true
+	known           *sync.Map     // ids of images that are ours: true
 }
 
 var (
@@ -67,7 +67,7 @@ const (
 // New describes the repository; nothing is contacted yet, and the keyring is read when it is needed.
 func New(r disk.Repository) (*Repository, error) {
 	repo := &Repository{label: fmt.Sprintf("datastore %d (%s)", r.ID, r.Path), conf: r.Options["CEPH_CONF"], user: r.Options["CEPH_USER"],
-		keyring: r.Options["CEPH_KEYRING"], runner: command.Exec{}, limit: defaultLimit}
+		keyring: r.Options["CEPH_KEYRING"], runner: command.Exec{}, limit: defaultLimit, known: &sync.Map{}}
 	var below bool
 	repo.pool, repo.namespace, below = strings.Cut(r.Path, "/")
 	for what, part := range map[string]string{"pool": repo.pool, "namespace": repo.namespace} {

@@ -33,19 +33,21 @@ func (r *Repository) run(ctx context.Context, limit time.Duration, program strin
 	defer cancel()
 	line := []string{"--conf", r.conf, "--id", r.user}
 	if keyring := r.keyringPath(); keyring != "" {
+		if _, err := readKey(keyring, r.user); err != nil {
+			return nil, err
+		}
 		line = append(line, "--keyring", keyring)
 	}
 	out, err := r.runner.Run(work, command.Cmd{Name: program, Args: append(line, args...), Env: []string{"TZ=UTC", "LC_ALL=C.UTF-8", "CEPH_ARGS="}, Dir: "/"})
-	if err == nil {
-		return out, nil
-	}
-	return nil, r.explain(ctx, err)
+	return out, r.explain(ctx, err)
 }
 
 // explain gives what a tool says its class.
 func (r *Repository) explain(ctx context.Context, err error) error {
 	var e *command.Error
 	switch {
+	case err == nil:
+		return nil
 	case ctx.Err() != nil && !errors.As(err, &e):
 		return fault.Errorf(fault.Unavailable, "the cluster did not answer in time: %w", err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
@@ -53,11 +55,13 @@ func (r *Repository) explain(ctx context.Context, err error) error {
 	case !errors.As(err, &e):
 		return err
 	}
+	class := classOf(e)
 	e.Stderr = sayings(e.Stderr)
-	return fault.As(classOf(e), e)
+	return fault.As(class, e)
 }
 
-var number = regexp.MustCompile(`\((\d+)\) `)
+// number is an errno as the tools put it.
+var number = regexp.MustCompile(`(?:\(|\[errno )(\d+)[\])] `)
 
 // sayings leaves the log lines of the library out when the tool itself says something.
 func sayings(text string) string {
@@ -83,11 +87,13 @@ func classOf(e *command.Error) fault.Class {
 	if found := number.FindAllStringSubmatch(e.Stderr, -1); len(found) > 0 {
 		n, _ := strconv.Atoi(found[len(found)-1][1])
 		errno = syscall.Errno(n)
+	} else if e.Cmd.Name == "rbd" && e.Status > 1 {
+		errno = syscall.Errno(e.Status)
 	}
 	switch {
 	case strings.Contains(e.Stderr, "opening pool"), strings.Contains(e.Stderr, "namespace '"), strings.Contains(e.Stderr, "unrecognized pool"):
 		return fault.Unavailable // nothing is known about the object
-	case strings.Contains(e.Stderr, "does not have any keys"), strings.Contains(e.Stderr, "no keyring found"):
+	case strings.Contains(e.Stderr, "does not have any keys"), strings.Contains(e.Stderr, "handle_auth_bad_method"):
 		return fault.Permission
 	}
 	switch errno {
