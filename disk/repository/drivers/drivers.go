@@ -7,9 +7,11 @@ import (
 	"hayloft/disk"
 	"hayloft/disk/repository"
 	"hayloft/disk/repository/http"
+	"hayloft/disk/repository/nfs"
 	"hayloft/disk/repository/path"
 	"hayloft/disk/repository/rbd"
 	"hayloft/disk/repository/s3"
+	"hayloft/disk/repository/ssh"
 )
 
 // Open opens the repository that r describes; fault.Unsupported when there is no such driver. Nothing is contacted yet. What
@@ -18,6 +20,10 @@ func Open(r disk.Repository) (repository.Repository, error) {
 	switch r.Driver {
 	case "path", "":
 		return path.New(r)
+	case "nfs":
+		return nfs.New(r)
+	case "ssh":
+		return ssh.New(r)
 	case "http":
 		return http.New(r)
 	case "s3":
