@@ -1,6 +1,5 @@
 // Package loopfs runs a test on a file system that the machine's directories are not on: xfs, btrfs or ext4 in a file of the
-// test's own. The test runs once more in a child process, which mounts it in a mount namespace of its own: nobody else
-// sees it, and it is gone, loop device and all, when that process is, however it ends.
+// test's own, mounted where only it sees it (package ownspace). Mount and loop device are gone when its process is.
 package loopfs
 
 import (
@@ -8,69 +7,29 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
-	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"hayloft/internal/command"
-	"hayloft/lab/labtest"
+	"hayloft/lab/ownspace"
 )
-
-// insideVar tells the child which test it is, and where its file system lies.
-const insideVar = "HAYLOFT_LOOPFS"
 
 // size of a file system in bytes: the least that mkfs.xfs makes. Its file is sparse.
 const size = 320 << 20
 
-// limit is for one child.
-const limit = 3 * time.Minute
-
-// Run has the test, whose name is t.Name(), do f in a directory of a file system of the kind "xfs", "btrfs" or "ext4". On
-// the outside it starts the test again in the child and passes or fails as that did; f runs in the child only, what is
-// around the call in both.
+// Run has the test, whose name is t.Name(), do f in a directory of a file system of the kind "xfs", "btrfs" or "ext4". f runs
+// in a child process only, what is around the call in both.
 func Run(t *testing.T, kind string, f func(t *testing.T, dir string)) {
 	t.Helper()
-	labtest.Root(t, "mkfs."+kind)
-	if name, file, ok := strings.Cut(os.Getenv(insideVar), "="); ok && name == t.Name() {
-		f(t, mount(t, file, kind))
-		return
-	}
-	file := filepath.Join(t.TempDir(), kind)
-	if err := makeFS(t.Context(), file, kind); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	defer cancel()
-	child := exec.CommandContext(ctx, os.Args[0], "-test.v", "-test.count=1", "-test.run="+pattern(t.Name()))
-	child.Env = append(os.Environ(), insideVar+"="+t.Name()+"="+file, "GOCOVERDIR="+t.TempDir())
-	child.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	child.WaitDelay = 5 * time.Second
-	runtime.LockOSThread() // the child dies with the thread that started it
-	defer runtime.UnlockOSThread()
-	out, err := child.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()+" ") {
-		t.Fatalf("on %s: %v\n%s", kind, err, out)
-	}
-	for line := range strings.Lines(string(out)) { // what f says
-		if _, text, ok := strings.Cut(line, ".go:"); ok {
-			t.Log(strings.TrimSpace(text))
+	ownspace.Run(t, ownspace.Mounts, func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), kind)
+		if err := makeFS(t.Context(), file, kind); err != nil {
+			t.Fatal(err)
 		}
-	}
-}
-
-// pattern matches one test, and its subtests that lead to it.
-func pattern(name string) string {
-	elements := strings.Split(name, "/")
-	for i, e := range elements {
-		elements[i] = "^" + e + "$"
-	}
-	return strings.Join(elements, "/")
+		f(t, mount(t, file, kind))
+	}, "mkfs."+kind)
 }
 
 func makeFS(ctx context.Context, file, kind string) error {
