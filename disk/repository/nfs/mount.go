@@ -105,7 +105,7 @@ func (m *mount) begin(ctx context.Context) error {
 		use.Close()
 		return err
 	}
-	m.use, m.device = use, device
+	m.use, m.device, m.last = use, device, time.Now()
 	if m.timer == nil {
 		m.timer = time.AfterFunc(m.idle, m.rest)
 	}

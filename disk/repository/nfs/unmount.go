@@ -6,38 +6,27 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"hayloft/cloud/fault"
 )
 
 // close implements Repository.Close.
 func (m *mount) close() error {
 	m.turn <- struct{}{}
 	defer func() { <-m.turn }()
-	return m.leave(m.stop(0))
-}
-
-// rest runs when the repository may have been idle for long.
-func (m *mount) rest() {
-	select {
-	case m.turn <- struct{}{}:
-		defer func() { <-m.turn }()
-		_ = m.leave(m.stop(m.idle)) // the next use begins anew
-	default: // it is being mounted or unmounted just now
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if m.timer != nil {
-			m.timer.Reset(m.idle)
-		}
-	}
-}
-
-// stop ends the use if there was none for so long, and gives the file of its lock; nil when it goes on. turn is held.
-func (m *mount) stop(idle time.Duration) *os.File {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if left := idle - time.Since(m.last); idle > 0 && left > 0 && m.use != nil && m.timer != nil {
-		m.timer.Reset(left)
+	use := m.stop()
+	if use == nil {
 		return nil
 	}
+	defer use.Close()
+	_, err := m.leave(use)
+	return err
+}
+
+// stop ends the use, as far as this process knows, and gives the file of its lock, nil without a use. turn is held.
+func (m *mount) stop() *os.File {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.timer != nil {
 		m.timer.Stop()
 		m.timer = nil
@@ -47,51 +36,93 @@ func (m *mount) stop(idle time.Duration) *os.File {
 	return use
 }
 
-// leave lets the lock of the use go, and unmounts where it was the last one. turn is held.
-func (m *mount) leave(use *os.File) error {
-	if use == nil {
-		return nil
+// rest runs when the repository may have been idle for long. What cannot go yet it tries again after that time.
+func (m *mount) rest() {
+	select {
+	case m.turn <- struct{}{}:
+		defer func() { <-m.turn }()
+	default: // it is being mounted or unmounted just now
+		m.again(m.idle)
+		return
 	}
-	defer use.Close()
+	if left := m.idleLeft(); left > 0 {
+		m.again(left)
+		return
+	}
+	use := m.stop()
+	if use == nil {
+		return
+	}
+	if gone, err := m.leave(use); gone || err != nil {
+		use.Close()
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.use, m.timer = use, time.AfterFunc(m.idle, m.rest)
+}
+
+func (m *mount) idleLeft() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.idle - time.Since(m.last)
+}
+
+func (m *mount) again(after time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.timer != nil {
+		m.timer.Reset(after)
+	}
+}
+
+// leave unmounts when nobody else uses the mount, and reports whether it is gone. Otherwise use is locked as before.
+// turn is held.
+func (m *mount) leave(use *os.File) (gone bool, err error) {
 	if info, err := os.Stat(m.dir + ".handed"); err == nil && time.Since(info.ModTime()) < m.grace {
-		return nil
+		return false, nil
 	}
 	change, err := os.OpenFile(m.dir+".change", os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer change.Close()
-	for _, f := range []*os.File{change, use} { // ours becomes exclusive when nobody has it with us
+	for _, f := range []*os.File{change, use} { // the shared lock becomes exclusive when nobody else has it
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			if errors.Is(err, unix.EWOULDBLOCK) {
-				return nil
+				return false, unix.Flock(int(use.Fd()), unix.LOCK_SH) // nobody has it exclusively without change
 			}
-			return err
+			return false, err
 		}
 	}
 	if _, err := m.find(); err != nil {
-		return nil
+		return true, nil // or it is not ours
 	}
-	return m.unmount()
+	gone, err = m.unmount()
+	if !gone && err == nil {
+		err = unix.Flock(int(use.Fd()), unix.LOCK_SH)
+	}
+	return gone, err
 }
 
 // unmount takes the mount away unless a file of it is open. A server that is away keeps the kernel from it for a while:
 // then it is left to the kernel, which does it later or not.
-func (m *mount) unmount() error {
+func (m *mount) unmount() (gone bool, err error) {
 	done := make(chan error, 1)
 	go func() { done <- unix.Unmount(m.dir, unix.UMOUNT_NOFOLLOW) }()
 	timer := time.NewTimer(unmountLimit)
 	defer timer.Stop()
 	select {
-	case err := <-done:
-		if err != nil && !errors.Is(err, unix.EBUSY) {
-			return &os.PathError{Op: "unmount", Path: m.dir, Err: err}
-		}
-		if err == nil {
-			_ = os.Remove(m.dir) // the files of locks stay: whoever has one open must meet others in it
-		}
-		return nil
+	case err = <-done:
 	case <-timer.C:
-		return nil
+		return false, fault.Errorf(fault.Unavailable, "%s: unmounting %s has not ended after %v", m.source, m.dir, unmountLimit)
 	}
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return false, nil
+	case err != nil:
+		return false, &os.PathError{Op: "unmount", Path: m.dir, Err: err}
+	}
+	_ = os.Remove(m.dir) // the files of locks stay: whoever has one open must meet others in it
+	return true, nil
 }

@@ -207,18 +207,29 @@ func (r *Repository) Delete(ctx context.Context, name string) error {
 		return err
 	}
 	return r.within(ctx, func(root *os.Root) error {
-		if _, err := lstatFile(root, name); err != nil {
+		if _, err := lstatFile(root, name); err != nil { // also while somebody writes it
 			return r.object(name, err)
 		}
-		if mark, err := readMark(root, name); err == nil {
-			return r.object(name, mark.busy())
-		}
-		if err := root.Remove(name); err != nil {
+		// Nobody becomes its owner while it goes.
+		if err := withLock(ctx, root, name, func(root *os.Root) error { return remove(root, name) }); err != nil {
 			return r.object(name, err)
 		}
 		removeEmptyParents(root, name)
 		return r.object(name, syncDir(root, path.Dir(name)))
 	})
+}
+
+func remove(root *os.Root, name string) error {
+	if _, err := lstatFile(root, name); err != nil {
+		return err
+	}
+	switch mark, err := readMark(root, name); {
+	case err == nil:
+		return mark.busy()
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	return root.Remove(name)
 }
 
 // removeEmptyParents tidies folders that Create made; the first that is not empty ends it.
