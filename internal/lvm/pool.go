@@ -32,8 +32,7 @@ func PoolGeometry(size int64) (chunk, metadata int64) {
 	return chunk, min(maxMetadata, max(minMetadata, size/chunk*mappingBytes)+deviceReserve)
 }
 
-// CreatePool makes a thin pool whose blocks are zeroed before they are given out, and whose writers get an error, not a hang,
-// should it be full. The group needs room for the metadata twice (LVM keeps a spare). fault.Exists, fault.OutOfSpace.
+// CreatePool makes a thin pool whose blocks are zeroed before they are given out. The group needs room for the metadata twice (LVM keeps a spare). fault.Exists, fault.OutOfSpace.
 func (t Tools) CreatePool(ctx context.Context, p NewPool) error {
 	if err := CheckVolume(p.Group, p.Name); err != nil {
 		return err
@@ -46,7 +45,7 @@ func (t Tools) CreatePool(ctx context.Context, p NewPool) error {
 		metadata = p.Metadata
 	}
 	args := []string{"-y", "-W", "n", "--type", "thin-pool", "-n", p.Name, "-L", bytesArg(p.Size), "--poolmetadatasize", bytesArg(metadata),
-		"--chunksize", strconv.FormatInt(chunk>>10, 10) + "k", "--zero", "y", "--errorwhenfull", "y", "--discards", "passdown"}
+		"--chunksize", strconv.FormatInt(chunk>>10, 10) + "k", "--zero", "y", "--discards", "passdown"}
 	for _, tag := range p.Tags {
 		if err := CheckTag(tag); err != nil {
 			return fmt.Errorf("thin pool %s/%s: %w", p.Group, p.Name, err)

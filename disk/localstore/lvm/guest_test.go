@@ -89,6 +89,7 @@ func TestGuestLVMThinLife(t *testing.T) {
 func TestGuestLVMThinSpace(t *testing.T) {
 	labtest.Guest(t)
 	place := real(t, guestGroup+"/pool", localstore.Thin, 0)
+	place.Crowd = 12 // fifty are in the test of thick ones
 	if err := (lvm.Tools{}).CreatePool(t.Context(), lvm.NewPool{Group: guestGroup, Name: "pool", Size: 600 << 20}); err != nil {
 		t.Fatal(err)
 	}

@@ -135,7 +135,7 @@ func (s *Store) Unprovision(ctx context.Context, name string) error {
 	}
 	defer unlock()
 	began := time.Now()
-	for pause := 20 * time.Millisecond; ; pause *= 2 {
+	for pause := 250 * time.Millisecond; ; pause *= 2 {
 		b, err := s.look(ctx)
 		if err != nil {
 			return err

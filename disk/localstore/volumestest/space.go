@@ -30,10 +30,10 @@ func most(s suite) {
 }
 
 func mostOfTwo(s suite) {
-	two := []localstore.Volumes{s.Open(s.t, 5*s.Unit), s.Open(s.t, 5*s.Unit)}
+	two := []localstore.Volumes{s.Open(s.t, 3*s.Unit), s.Open(s.t, 3*s.Unit)}
 	s.store = two[0]
 	var other atomic.Int32
-	well, _ := parallel(8, func(i int) error {
+	well, _ := parallel(6, func(i int) error {
 		_, err := two[i%2].Provision(s.Context(), s.spec(name(i), 1))
 		if err != nil && !fault.Is(err, fault.OutOfSpace) {
 			other.Add(1)
@@ -41,8 +41,8 @@ func mostOfTwo(s suite) {
 		}
 		return err
 	})
-	if well != 5 || other.Load() != 0 || len(s.list()) != 5 {
-		s.Errorf("%d got space for 5; there is %s", well, s.names())
+	if well != 3 || other.Load() != 0 || len(s.list()) != 3 {
+		s.Errorf("%d got space for 3; there is %s", well, s.names())
 	}
 }
 
@@ -67,9 +67,9 @@ func full(s suite) {
 	}
 }
 
-func fifty(s suite) {
-	const n = 50
-	size := min(s.Unit, int64(s.Units)*s.Unit/n)
+func crowd(s suite) {
+	n := s.Crowd
+	size := min(s.Unit, int64(s.Units)*s.Unit/int64(n))
 	if well, err := parallel(n, func(i int) error {
 		v, err := s.store.Provision(s.Context(), sized(name(i), size))
 		if err == nil && (v.Size < size || v.Path == "") {
@@ -96,10 +96,10 @@ func fifty(s suite) {
 
 func sameName(s suite) {
 	two := []localstore.Volumes{s.store, s.Open(s.t, 0)}
-	if well, err := parallel(6, func(i int) error {
+	if well, err := parallel(4, func(i int) error {
 		_, err := two[i%2].Provision(s.Context(), s.spec("1.0", 1))
 		return err
-	}); well != 6 {
+	}); well != 4 {
 		s.Fatal(err)
 	}
 	if got := s.names(); got != "1.0" {
