@@ -140,45 +140,12 @@ func disksOnLVM(t *testing.T, layout localstore.Layout) {
 	}
 
 	step("grown")
-	// Another host takes it up, and what it had here is free.
-	if err := b.way.Stash(t.Context(), 1, b.dir(1), nil, b.repository); err != nil {
-		t.Fatal(err)
+	if layout == localstore.Thick {
+		b.movedAway(r)
+	} else {
+		b.several(img)
 	}
-	if left := b.ofMachines(); len(left) > 0 {
-		t.Errorf("left: %v", left)
-	}
-	if fi, err := os.Stat(filepath.Join(b.repository.Path, "machines/1/disk.0")); err != nil || fi.Size() > 12<<20 {
-		t.Errorf("%v %v", fi, err)
-	}
-	step("stashed")
-	p, err := b.way.Unstash(t.Context(), r, b.repository, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	qemuIO(t, p.Devices[0].Path, "qcow2", "read -P 2 0 8M", "read -P 5 8M 2M")
-	qemuIO(t, p.Devices[1].Path, "raw", "read -P 3 5M 64k")
-	qemuIO(t, p.Devices[2].Path, "raw", "read -P 4 7M 64k")
-
-	step("taken up again")
-	// Several at once, and one more than there is room for.
-	var group sync.WaitGroup
-	for id := 2; id < 5; id++ {
-		group.Go(func() {
-			if _, err := b.way.Prepare(t.Context(), b.request(id, disk.Spec{Image: img, Mode: "OFFLINE"}), nil); err != nil {
-				t.Errorf("machine %d: %v", id, err)
-			}
-		})
-	}
-	group.Wait()
-	step("several prepared")
-	before := b.ofMachines()
-	_, err = b.way.Prepare(t.Context(), b.request(9, disk.Spec{ID: 1, Volatile: "swap", Size: 1 << 20}, disk.Spec{ID: 2, Volatile: "fs", Size: 600 << 20}), nil)
-	if !fault.Is(err, fault.OutOfSpace) || !strings.Contains(err.Error(), "machine 9: disk 2: ") {
-		t.Errorf("beyond LS_MAX: %v", err)
-	}
-	if after := b.ofMachines(); fmt.Sprint(after) != fmt.Sprint(before) {
-		t.Errorf("a failure left %v of %v", after, before)
-	}
+	step("moved, or several prepared")
 	for id := 1; id < 5; id++ {
 		if err := b.way.Remove(t.Context(), id, b.dir(id)); err != nil {
 			t.Error(err)
@@ -206,5 +173,50 @@ func (b *bench) removeBases() {
 	list, err := b.volumes.List(b.Context())
 	if err != nil || len(list) != 0 {
 		b.Errorf("left: %+v %v", list, err)
+	}
+}
+
+// movedAway has another host take machine 1 up; what it had here is free.
+func (b *bench) movedAway(r disk.Request) {
+	b.Helper()
+	t := b.T
+	if err := b.way.Stash(t.Context(), 1, b.dir(1), nil, b.repository); err != nil {
+		t.Fatal(err)
+	}
+	if left := b.ofMachines(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	if fi, err := os.Stat(filepath.Join(b.repository.Path, "machines/1/disk.0")); err != nil || fi.Size() > 12<<20 {
+		t.Errorf("%v %v", fi, err)
+	}
+	p, err := b.way.Unstash(t.Context(), r, b.repository, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	qemuIO(t, p.Devices[0].Path, "qcow2", "read -P 2 0 8M", "read -P 5 8M 2M")
+	qemuIO(t, p.Devices[1].Path, "raw", "read -P 3 5M 64k")
+	qemuIO(t, p.Devices[2].Path, "raw", "read -P 4 7M 64k")
+}
+
+// several machines are prepared at once, and one for which there is no room.
+func (b *bench) several(img *disk.Image) {
+	b.Helper()
+	t := b.T
+	var group sync.WaitGroup
+	for id := 2; id < 5; id++ {
+		group.Go(func() {
+			if _, err := b.way.Prepare(t.Context(), b.request(id, disk.Spec{Image: img, Mode: "OFFLINE"}), nil); err != nil {
+				t.Errorf("machine %d: %v", id, err)
+			}
+		})
+	}
+	group.Wait()
+	before := b.ofMachines()
+	_, err := b.way.Prepare(t.Context(), b.request(9, disk.Spec{ID: 1, Volatile: "swap", Size: 1 << 20}, disk.Spec{ID: 2, Volatile: "fs", Size: 600 << 20}), nil)
+	if !fault.Is(err, fault.OutOfSpace) || !strings.Contains(err.Error(), "machine 9: disk 2: ") {
+		t.Errorf("beyond LS_MAX: %v", err)
+	}
+	if after := b.ofMachines(); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("a failure left %v of %v", after, before)
 	}
 }

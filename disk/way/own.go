@@ -256,6 +256,9 @@ func (w *Way) dropVolumes(ctx context.Context, machine int, r *record) error {
 		}
 		return nil
 	}
+	if err := w.unmake(ctx, r); err != nil {
+		return err
+	}
 	volumes, err := w.volumes(ctx)
 	if err != nil {
 		return err
@@ -271,6 +274,17 @@ func (w *Way) dropVolumes(ctx context.Context, machine int, r *record) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// unmake remembers that a machine's volumes are on their way out: from here on nothing in them counts.
+func (w *Way) unmake(ctx context.Context, r *record) error {
+	if r == nil || !slices.ContainsFunc(r.Disks, func(d diskRecord) bool { return d.Made }) {
+		return nil
+	}
+	for i := range r.Disks {
+		r.Disks[i].Made = false
+	}
+	return w.putRecord(ctx, r)
 }
 
 // machinesOfVolumes lists machines that have volumes here.
