@@ -59,7 +59,7 @@ func runDown(ctx context.Context, f upFlags, purge bool, timeout time.Duration) 
 	if err := f.endUp(ctx); err != nil {
 		return err
 	}
-	if err := f.clean(ctx); err != nil {
+	if err := f.clean(ctx, purge); err != nil {
 		return err
 	}
 	if purge {
@@ -151,8 +151,8 @@ func (f *upFlags) endUp(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// clean removes what the agent made on this host.
-func (f *upFlags) clean(ctx context.Context) error {
+// clean removes what the agent made on this host; with purge also images in volumes, which are not in the state directory.
+func (f *upFlags) clean(ctx context.Context, purge bool) error {
 	log, err := newLogger("down", "warn")
 	if err != nil {
 		return err
@@ -169,6 +169,11 @@ func (f *upFlags) clean(ctx context.Context) error {
 	defer closeDrivers()
 	if err := agent.Clean(ctx, cfg); err != nil {
 		return err
+	}
+	if host, ok := cfg.Way.(interface{ DropVolumes(context.Context) error }); ok && purge {
+		if err := host.DropVolumes(ctx); err != nil {
+			return err
+		}
 	}
 	groups, err := cgroup.New(f.agent.instance)
 	if err == nil {

@@ -147,6 +147,19 @@ func (w *Way) dropBaseVolume(ctx context.Context, name string) (gone bool, err e
 	return err == nil, err
 }
 
+// DropVolumes removes the bases in volumes that nobody uses, as many as there are: for a host that is given up.
+func (w *Way) DropVolumes(ctx context.Context) error {
+	if w.config.Volumes == nil {
+		return nil
+	}
+	for kept := map[string]bool{}; ; {
+		gone, err := w.evictVolume(ctx, kept)
+		if err != nil || !gone {
+			return err
+		}
+	}
+}
+
 // fillVolume brings a whole image into a volume, unless it is in one: under another name until all of it is durable.
 // The caller has pinned the volume.
 func (w *Way) fillVolume(ctx context.Context, img disk.Image, report func(done, total int64)) (path string, read int64, err error) {

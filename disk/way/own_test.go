@@ -2,6 +2,7 @@ package way
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -246,6 +247,13 @@ func TestRoomForVolumes(t *testing.T) {
 	}
 	if v.used() > 8<<20 {
 		t.Errorf("LS_MAX exceeded: %d", v.used())
+	}
+	if err := errors.Join(b.way.Remove(t.Context(), 1, ""), b.way.Remove(t.Context(), 2, "")); err != nil {
+		t.Error(err)
+	}
+	b.prepare(b.request(4, disk.Spec{Image: two, Mode: "OFFLINE"}))
+	if err := errors.Join(b.way.Remove(t.Context(), 4, ""), b.way.DropVolumes(t.Context())); err != nil || len(v.names()) != 0 {
+		t.Errorf("left %v, %v", v.names(), err)
 	}
 }
 
