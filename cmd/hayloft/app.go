@@ -88,7 +88,7 @@ Commands talk to the server at --endpoint. The exit status tells what went wrong
 		newVMCommand(a), newHostCommand(a), newImageCommand(a), newDatastoreCommand(a), newTemplateCommand(a),
 		newNetworkCommand(a), newClusterCommand(a), newVersionCommand(a), newCompletionCommand(a),
 		newUpCommand(), newDownCommand(), newCredentialsCommand(), newServerCommand(), newAgentCommand(),
-		newBlockdCommand(a),
+		newBlockdCommand(a), newSFTPDataCommand(a),
 	)
 	classify(root)
 	return root

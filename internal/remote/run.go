@@ -172,7 +172,7 @@ func readMarker(r io.Reader) (group string, err error) {
 	one := make([]byte, 1)
 	for range maxNoise {
 		if _, err := io.ReadFull(r, one); err != nil {
-			return "", fmt.Errorf("it did not start: %w", err)
+			return "", fmt.Errorf("it did not start: %v", err) // an end of what was read is not the connection's
 		}
 		if one[0] != '\n' {
 			line = append(line, one[0])

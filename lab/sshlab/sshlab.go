@@ -129,6 +129,9 @@ func (s *Server) KillConnections() {
 	waitGone(all)
 }
 
+// StopConnections makes the connections that there are hang; new ones are accepted.
+func (s *Server) StopConnections() { signal(s.tree()[1:], unix.SIGSTOP) }
+
 // Stop makes the server hang: it and what runs over its connections. The kernel goes on taking what fits into its buffers.
 func (s *Server) Stop() { signal(s.tree(), unix.SIGSTOP) }
 

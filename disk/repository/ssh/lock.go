@@ -32,18 +32,20 @@ const (
 // lock is one or two names locked on the other host, by a shell that lives as long as our connection.
 type lock struct {
 	process *remote.Process
-	now     uint64    // clock of the other host in nanoseconds when it was taken
-	changed time.Time // the object's time of change then; zero when there is no object
+	now     uint64    // clock of the other host in nanoseconds when it was taken, where an object was looked at
+	changed time.Time // the object's time of change then; zero when there is none
 	stop    chan struct{}
 	beaten  chan struct{} // closed when the last sign of life is given
 }
 
 // lockNames makes us the one who writes to names, until release, or until the lock is lost. part is a file that is
-// removed with the lock, "" for none. object is looked at. fault.Busy when somebody else has one of the names.
+// removed with the lock, object one that is looked at, "" for none. fault.Busy when somebody else has one of the names.
 func (r *Repository) lockNames(ctx context.Context, part, object string, names ...string) (*lock, error) {
-	args := []string{"-c", lockScript, "hayloft-lock", strconv.Itoa(int(lease / time.Second)), "", r.file(object)}
-	if part != "" {
-		args[4] = r.file(part)
+	args := []string{"-c", lockScript, "hayloft-lock", strconv.Itoa(int(lease / time.Second)), "", ""}
+	for i, file := range []string{part, object} {
+		if file != "" {
+			args[4+i] = r.file(file)
+		}
 	}
 	for _, n := range names {
 		args = append(args, r.file(hidden(n, ".lock")))
@@ -91,6 +93,9 @@ type discard struct{}
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
 
 func (l *lock) parse(times string) error {
+	if times == "" {
+		return nil
+	}
 	now, changed, _ := strings.Cut(times, " ")
 	n, err := strconv.ParseUint(now, 10, 63)
 	if err != nil {
@@ -160,7 +165,7 @@ func (r *Repository) withLock(ctx context.Context, l *link, name, part string, f
 	limit := time.NewTimer(lockLimit)
 	defer limit.Stop()
 	for {
-		held, err := r.lockNames(ctx, part, name, name)
+		held, err := r.lockNames(ctx, part, "", name)
 		if err == nil {
 			err := f(l, held)
 			return errors.Join(err, held.release())

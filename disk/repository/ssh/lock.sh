@@ -1,6 +1,6 @@
 # Holds locks as driver path holds them, for as long as a byte comes in at least every LEASE seconds.
-# Arguments: LEASE PART OBJECT LOCK [LOCK2]. Says "locked NOW CHANGED", with the clock in nanoseconds and OBJECT's time
-# of change, or "busy". In the end PART (when it is not empty) and the lock files are removed.
+# Arguments: LEASE PART OBJECT LOCK [LOCK2]. Says "busy" or "locked", and when OBJECT is not empty, "locked NOW CHANGED"
+# with the clock in nanoseconds and its time of change. In the end PART, when it is not empty, and the lock files are removed.
 umask 077
 lease=$1 part=$2 object=$3 first=$4 second=$5
 take() {
@@ -23,7 +23,11 @@ if [ -n "$second" ] && ! take 9 "$second"; then
 	echo busy
 	exit 0
 fi
-echo "locked $(date +%s%N) $(stat -c %z -- "$object" 2>/dev/null)"
+if [ -n "$object" ]; then
+	echo "locked $(date +%s%N) $(stat -c %z -- "$object" 2>/dev/null)"
+else
+	echo locked
+fi
 while beat=$(timeout "$lease" dd bs=1 count=1 2>/dev/null 8>&- 9>&-) && [ -n "$beat" ]; do :; done
 [ -z "$part" ] || rm -f -- "$part"
 [ -z "$second" ] || rm -f -- "$second"

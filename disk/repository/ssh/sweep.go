@@ -28,7 +28,7 @@ func (r *Repository) Sweep(ctx context.Context, prefix string) error {
 			return r.object(l, prefix, err)
 		}
 		for name := range dead {
-			held, err := r.lockNames(ctx, hidden(name, ".part"), name, name)
+			held, err := r.lockNames(ctx, hidden(name, ".part"), "", name)
 			if fault.Is(err, fault.Busy) {
 				continue // its writer lives, or another sweep was faster
 			}

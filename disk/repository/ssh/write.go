@@ -58,13 +58,15 @@ func (r *Repository) begin(ctx context.Context, l *link, name string, make func(
 		if err := r.mkdirs(l, name); err != nil {
 			return nil, err
 		}
-		w.lock, err = r.lockNames(ctx, w.part, name, name, unique)
+		w.lock, err = r.lockNames(ctx, w.part, "", name, unique)
 		if err == nil {
 			break
 		}
 		// Who tidies up may have removed the folder meanwhile.
-		if _, gone := l.files.Lstat(path.Dir(r.file(name))); !errors.Is(gone, fs.ErrNotExist) || attempt == 3 {
+		if _, gone := l.files.Lstat(path.Dir(r.file(name))); !errors.Is(gone, fs.ErrNotExist) {
 			return nil, err
+		} else if attempt == 3 {
+			return nil, gone
 		}
 	}
 	back.Push(func() error { _ = w.lock.release(); return nil })
