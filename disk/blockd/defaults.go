@@ -20,7 +20,7 @@ func (c *Config) defaults() {
 		c.Volume = volume.Open
 	}
 	if c.Present == nil {
-		f := &files{dir: c.Files, state: filepath.Join(c.StateDir, fuseState), wait: c.Patience, log: c.Log}
+		f := newFiles(c.Files, filepath.Join(c.StateDir, fuseState), c.Patience, c.Log)
 		c.Present = map[Kind]Presenter{NBD: nbdPresenter{nbd.NewBudget(), c.Log}, FUSE: f, Loop: newLoops(f)}
 	}
 }

@@ -147,10 +147,11 @@ const (
 	reopenMost  = 5 * time.Second
 )
 
-// resume makes an export of before a restart reachable at once, and opens its device meanwhile.
+// resume makes an export of before a restart reachable at once, and opens its device meanwhile. A block device of before
+// goes on by itself, and is looked at later: that would wait for those who read it, and they for the device here.
 func (x *exported) resume() error {
 	presenter, err := x.daemon.presenter(x.record.Export)
-	if err == nil {
+	if err == nil && x.record.Export.Kind != Loop {
 		err = x.present(presenter)
 	}
 	x.setError(err)

@@ -30,9 +30,18 @@ type files struct {
 	wait  time.Duration // of requests, for the next process, see fuse.Config
 	log   *slog.Logger
 
+	ended context.Context // by ending
+	end   context.CancelFunc
+
 	mu     sync.Mutex
 	system *fuse.FileSystem
 	added  map[string]*pausable // by export
+}
+
+func newFiles(dir, state string, wait time.Duration, log *slog.Logger) *files {
+	f := &files{dir: dir, state: state, wait: wait, log: log}
+	f.ended, f.end = context.WithCancel(context.Background())
+	return f
 }
 
 // restoring is what a Presenter has whose devices go on after the process that presented them.
@@ -144,6 +153,7 @@ func (f *files) remove(name string) {
 
 // ending has all requests that fail from now on wait for the next process: what ends with this one is no error of theirs.
 func (f *files) ending() {
+	f.end()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, p := range f.added {
@@ -203,11 +213,11 @@ func (p *presentedFile) leave() { p.files.pause(p.name) }
 
 // Abandon ends what a process that will have no successor left of the files of a state directory, and of the block
 // devices on them: who waits for them gets an error. files is as in Config. fault.Busy when a process serves them.
-func Abandon(stateDir, files string) error {
+func Abandon(ctx context.Context, stateDir, files string) error {
 	if files == "" {
 		files = filesOf(stateDir)
 	}
-	return fuse.Abandon(files, filepath.Join(stateDir, fuseState))
+	return fuse.Abandon(ctx, files, filepath.Join(stateDir, fuseState))
 }
 
 // link makes path a symbolic link, at once in place of one that is there. Something else there is fault.Exists.
@@ -284,7 +294,7 @@ func detachAll(ctx context.Context, device, path, tag string) error {
 		if err != nil {
 			return err
 		}
-		if device, err = loop.Find(path, tag); err != nil {
+		if device, err = loop.Find(ctx, path, tag); err != nil {
 			if fault.Is(err, fault.NotFound) {
 				return nil
 			}
@@ -295,11 +305,11 @@ func detachAll(ctx context.Context, device, path, tag string) error {
 
 // attach gives the device of before when the file below it lives, else a new one.
 func (l loops) attach(path, tag string, readOnly bool) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), presentLimit)
+	ctx, cancel := context.WithTimeout(l.files.ended, presentLimit)
 	defer cancel()
-	former, err := loop.Find(path, tag)
+	former, err := loop.Find(ctx, path, tag)
 	if err == nil {
-		if loop.StandsOn(former, path) {
+		if loop.StandsOn(ctx, former, path) {
 			return former, nil
 		}
 		if err := loop.Detach(ctx, former, path, tag); err != nil {

@@ -154,7 +154,7 @@ func TestDetachAll(t *testing.T) {
 		t.Fatal(second, err)
 	}
 	must(t, detachAll(t.Context(), first, path, tag))
-	if found, err := loop.Find(path, tag); !fault.Is(err, fault.NotFound) {
+	if found, err := loop.Find(t.Context(), path, tag); !fault.Is(err, fault.NotFound) {
 		t.Errorf("%s is left, %v", found, err)
 	}
 }

@@ -71,7 +71,7 @@ func keeperOf(t testing.TB, c KeeperConfig) (k *Keeper, stop func()) {
 			end(t, status.PID, unix.SIGKILL)
 		}
 		if exists(filepath.Join(c.StateDir, fuseState)) { // or nobody would ever answer for its files
-			must(t, Abandon(c.StateDir, ""))
+			must(t, Abandon(context.Background(), c.StateDir, ""))
 		}
 		if t.Failed() {
 			text, _ := os.ReadFile(filepath.Join(c.StateDir, LogFile))

@@ -4,6 +4,7 @@
 package apart
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"runtime"
@@ -16,26 +17,44 @@ import (
 
 // Do runs f in a thread that has none of the files of this process open but standard input, output and error, and ends
 // with f. f must use system calls with descriptors of its own only: nothing of package os that has files open, and no
-// descriptor from outside; what it leaves open is closed.
-func Do(f func() error) error {
+// descriptor from outside; what it leaves open is closed. When ctx ends before f does, its cause is the error, and f is
+// left to its thread.
+func Do[T any](ctx context.Context, f func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
 	// A timer has the runtime open what it waits with, before the thread gets its copy.
 	time.NewTimer(time.Hour).Stop()
-	done := make(chan error, 1)
+	done := make(chan result, 1)
 	go func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() { // the main thread never ends, and its files are those of /proc/self
 			defer runtime.UnlockOSThread()
-			done <- Do(f) // in another: this one is taken
+			value, err := Do(ctx, f) // in another: this one is taken
+			done <- result{value, err}
 			return
 		}
 		// Never unlocked: the thread ends with the goroutine.
 		if err := leaveFiles(); err != nil {
-			done <- fmt.Errorf("files of a thread: %w", err)
+			done <- result{err: fmt.Errorf("files of a thread: %w", err)}
 			return
 		}
-		done <- f()
+		value, err := f()
+		done <- result{value, err}
 	}()
-	return <-done
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		return *new(T), context.Cause(ctx)
+	}
+}
+
+// Run is Do for what gives nothing.
+func Run(ctx context.Context, f func() error) error {
+	_, err := Do(ctx, func() (struct{}, error) { return struct{}{}, f() })
+	return err
 }
 
 // leaveFiles gives this thread descriptors of its own, and closes them.

@@ -1,6 +1,7 @@
 package apart
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -22,7 +23,7 @@ func TestDo(t *testing.T) {
 	defer file.Close()
 	number := int(file.Fd())
 	want := errors.New("of f")
-	err = Do(func() error {
+	err = Run(t.Context(), func() error {
 		if _, err := unix.FcntlInt(uintptr(number), unix.F_GETFD, 0); !errors.Is(err, unix.EBADF) {
 			t.Errorf("descriptor of the process: %v", err)
 		}
@@ -43,12 +44,30 @@ func TestDo(t *testing.T) {
 	}
 }
 
+// TestEnd: who waits can leave.
+func TestEnd(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	leave := make(chan struct{})
+	done := make(chan struct{})
+	n, err := Do(ctx, func() (int, error) {
+		defer close(done)
+		cancel()
+		<-leave
+		return 1, nil
+	})
+	if n != 0 || !errors.Is(err, context.Canceled) {
+		t.Error(n, err)
+	}
+	close(leave)
+	<-done
+}
+
 // TestRuntime goes on in such threads: timers, the collection of garbage, and waiting for others.
 func TestRuntime(t *testing.T) {
 	var group sync.WaitGroup
 	for range 50 {
 		group.Go(func() {
-			if err := Do(func() error {
+			if err := Run(t.Context(), func() error {
 				for range 20 {
 					time.Sleep(time.Millisecond)
 					runtime.GC()

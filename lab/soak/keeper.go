@@ -81,7 +81,7 @@ func keep(binary, stateDir string) error {
 // abandon ends the files of a data path whose process is ending.
 func abandon(stateDir string) error {
 	for end := time.Now().Add(endLimit); ; time.Sleep(20 * time.Millisecond) {
-		err := blockd.Abandon(stateDir, "")
+		err := blockd.Abandon(context.Background(), stateDir, "")
 		if !fault.Is(err, fault.Busy) || time.Now().After(end) {
 			return err
 		}

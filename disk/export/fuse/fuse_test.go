@@ -43,7 +43,7 @@ func serveAndHang(dir string) {
 	}
 	fmt.Println("mounted", err)
 	if os.Getenv("HAYLOFT_FUSE_OWN") != "" {
-		_ = apart.Do(func() error {
+		_ = apart.Run(context.Background(), func() error {
 			fd, err := unix.Open(filepath.Join(dir, "disk"), unix.O_RDONLY, 0)
 			if err == nil {
 				_, err = unix.Pread(fd, make([]byte, 4096), trap)

@@ -85,10 +85,10 @@ func (f *FileSystem) mount(ctx context.Context) (err error) {
 		f.base.Init = initMessage(f.server.KernelSettings())
 		f.save()
 	}
-	if err := apart.Do(func() error { return refusePoll(f.dir) }); err != nil {
+	if err := apart.Run(ctx, func() error { return refusePoll(f.dir) }); err != nil {
 		return err
 	}
-	if err := raiseReadAhead(f.dir); err != nil {
+	if err := raiseReadAhead(ctx, f.dir); err != nil {
 		f.log.Debug("fuse: the kernel's read-ahead stays as it is", "dir", f.dir, "error", err)
 	}
 	steps.Keep()
@@ -141,9 +141,12 @@ func refusePoll(dir string) error {
 	return err
 }
 
-func raiseReadAhead(dir string) error {
-	var st unix.Stat_t
-	if err := apart.Do(func() error { return unix.Stat(dir, &st) }); err != nil {
+func raiseReadAhead(ctx context.Context, dir string) error {
+	st, err := apart.Do(ctx, func() (st unix.Stat_t, err error) {
+		err = unix.Stat(dir, &st)
+		return st, err
+	})
+	if err != nil {
 		return err
 	}
 	path := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
@@ -170,7 +173,7 @@ func clearStale(ctx context.Context, dir string) error {
 		if alive, err := answers(ctx, dir); err != nil || alive {
 			return errors.Join(err, fault.Errorf(fault.Busy, "is served by another process"))
 		}
-		if err := clearDead(dir); err != nil {
+		if err := clearDead(ctx, dir); err != nil {
 			return err
 		}
 	}
@@ -178,23 +181,16 @@ func clearStale(ctx context.Context, dir string) error {
 
 // answers tells whether a file system has a process behind it.
 func answers(ctx context.Context, dir string) (bool, error) {
-	done := make(chan error, 1)
-	go func() { // left to the kernel when the other process does not answer
-		done <- apart.Do(func() error {
-			var st unix.Statfs_t
-			return unix.Statfs(dir, &st)
-		})
-	}()
-	timer := time.NewTimer(statLimit)
-	defer timer.Stop()
-	select {
-	case err := <-done:
-		return !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED), nil
-	case <-timer.C:
-		return true, nil
-	case <-ctx.Done():
+	limit, cancel := context.WithTimeout(ctx, statLimit)
+	defer cancel()
+	err := apart.Run(limit, func() error {
+		var st unix.Statfs_t
+		return unix.Statfs(dir, &st)
+	})
+	if ctx.Err() != nil {
 		return false, ctx.Err()
 	}
+	return !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED), nil
 }
 
 // keepHere makes sure that what is mounted at dir does not appear in other mount namespaces: where dir is part of a

@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -182,7 +183,7 @@ func (f *FileSystem) endSurvival() {
 
 // Abandon ends what a dead process left at the directory dir for a successor that will never come, see Config: who
 // waits gets an error. It does nothing when nothing was left; fault.Busy when a process serves it.
-func Abandon(dir, statePath string) error {
+func Abandon(ctx context.Context, dir, statePath string) error {
 	lock, err := lockState(statePath)
 	if err != nil {
 		return fmt.Errorf("fuse %s: %w", dir, err)
@@ -191,7 +192,7 @@ func Abandon(dir, statePath string) error {
 	s, err := readState(statePath, dir)
 	if err == nil && s != nil {
 		s.Holder.release()
-		err = errors.Join(clearDead(dir), os.Remove(statePath))
+		err = errors.Join(clearDead(ctx, dir), os.Remove(statePath))
 		if s.Bound {
 			err = errors.Join(err, detach(dir))
 		}
@@ -203,6 +204,6 @@ func Abandon(dir, statePath string) error {
 }
 
 // clearDead unmounts a file system that nobody serves, and detaches the loop devices on it.
-func clearDead(dir string) error {
-	return errors.Join(loop.ReleaseDead(dir), detach(dir))
+func clearDead(ctx context.Context, dir string) error {
+	return errors.Join(loop.ReleaseDead(ctx, dir), detach(dir))
 }

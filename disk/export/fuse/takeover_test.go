@@ -135,7 +135,7 @@ func TestTakeOver(t *testing.T) {
 	time.Sleep(1100 * time.Millisecond) // attributes are good for a second
 	listed := make(chan error, 1)
 	go func() {
-		_, err := loop.List(filepath.Dir(state))
+		_, err := loop.List(t.Context(), filepath.Dir(state))
 		listed <- err
 	}()
 	select {
@@ -315,10 +315,10 @@ func TestUnattended(t *testing.T) {
 	if took := time.Since(began); took < 100*time.Millisecond || took > 10*time.Second {
 		t.Errorf("after %v", took)
 	}
-	if err := Abandon(dir, state); err != nil {
+	if err := Abandon(t.Context(), dir, state); err != nil {
 		t.Error(err)
 	}
-	if found, err := loop.Find(path, "test-unattended"); !fault.Is(err, fault.NotFound) {
+	if found, err := loop.Find(t.Context(), path, "test-unattended"); !fault.Is(err, fault.NotFound) {
 		t.Errorf("%s is left, %v", found, err)
 	}
 	if d, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device), "loop/backing_file")); err == nil {
@@ -327,7 +327,7 @@ func TestUnattended(t *testing.T) {
 	if here, err := mountsAt(dir); err != nil || len(here) != 0 {
 		t.Errorf("left: %v, %v", here, err)
 	}
-	if err := Abandon(dir, state); err != nil {
+	if err := Abandon(t.Context(), dir, state); err != nil {
 		t.Errorf("again: %v", err)
 	}
 }

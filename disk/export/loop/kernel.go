@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -100,17 +101,15 @@ func configure(n, file int, o Options) error {
 
 // nameOf gives the name that a device was attached with; ENXIO when it is attached to nothing. The file's file system
 // is asked for more, so the error may be its own.
-func nameOf(n int) (name string, err error) {
-	err = apart.Do(func() error {
+func nameOf(ctx context.Context, n int) (string, error) {
+	return apart.Do(ctx, func() (string, error) {
 		fd, err := openNode(deviceDir, n, unix.O_RDONLY)
 		if err != nil {
-			return err
+			return "", err
 		}
 		defer unix.Close(fd)
-		name, err = nameOfOpen(fd)
-		return err
+		return nameOfOpen(fd)
 	})
-	return name, err
 }
 
 // isDead says whether a file system has nobody any more who answers.

@@ -61,18 +61,15 @@ func attach(ctx context.Context, path string, o Options) (string, error) {
 	if err := o.check(); err != nil {
 		return "", err
 	}
-	switch found, err := Find(path, o.Tag); {
+	ctx, cancel := context.WithTimeoutCause(ctx, attachLimit, fault.Errorf(fault.Busy, "no free device within %v", attachLimit))
+	defer cancel()
+	switch found, err := Find(ctx, path, o.Tag); {
 	case err == nil:
 		return "", fault.Errorf(fault.Exists, "is %s already", found)
 	case !fault.Is(err, fault.NotFound):
 		return "", err
 	}
-	device := ""
-	err := apart.Do(func() (err error) {
-		device, err = attachFree(ctx, path, o)
-		return err
-	})
-	return device, err
+	return apart.Do(ctx, func() (string, error) { return attachFree(ctx, path, o) })
 }
 
 // attachFree does it. It waits for who serves the file, which may be this process.
@@ -99,8 +96,6 @@ func attachFree(ctx context.Context, path string, o Options) (string, error) {
 	if err := unix.SetNonblock(file, false); err != nil { // it was for what is not a file
 		return "", err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, attachLimit, fault.Errorf(fault.Busy, "no free device within %v", attachLimit))
-	defer cancel()
 	for ctx.Err() == nil {
 		n, err := freeNumber()
 		if err != nil {
@@ -138,9 +133,10 @@ func checkTag(tag string) error {
 	return nil
 }
 
-// Find gives the device of a tag on the file at path, as the kernel names it; fault.NotFound when there is none.
-func Find(path, tag string) (string, error) {
-	all, err := list(func(file string) bool { return file == path })
+// Find gives the device of a tag on the file at path, as the kernel names it; fault.NotFound when there is none. Like
+// all that asks a device, it may have to wait for those who use it.
+func Find(ctx context.Context, path, tag string) (string, error) {
+	all, err := list(ctx, func(file string) bool { return file == path })
 	if err != nil {
 		return "", err
 	}
@@ -153,8 +149,8 @@ func Find(path, tag string) (string, error) {
 }
 
 // List gives all devices of ours on files below a directory, in the order of their numbers.
-func List(dir string) ([]Attached, error) {
-	return list(func(file string) bool { return isBelow(dir, file) })
+func List(ctx context.Context, dir string) ([]Attached, error) {
+	return list(ctx, func(file string) bool { return isBelow(dir, file) })
 }
 
 func isBelow(dir, file string) bool {
@@ -163,7 +159,7 @@ func isBelow(dir, file string) bool {
 
 // list asks only devices on wanted files: to tell its name, a device asks the file system of its file, and one of
 // somebody else's may never answer.
-func list(wanted func(file string) bool) ([]Attached, error) {
+func list(ctx context.Context, wanted func(file string) bool) ([]Attached, error) {
 	numbers, err := attachedNumbers()
 	if err != nil {
 		return nil, err
@@ -174,7 +170,7 @@ func list(wanted func(file string) bool) ([]Attached, error) {
 		if !wanted(backingOf(n)) {
 			continue
 		}
-		name, err := nameOf(n)
+		name, err := nameOf(ctx, n)
 		if errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) || isDead(err) { // detached meanwhile, or on nothing
 			continue
 		}
@@ -189,14 +185,14 @@ func list(wanted func(file string) bool) ([]Attached, error) {
 }
 
 // StandsOn reports whether a device is on the file that is at path now, not one that was there before.
-func StandsOn(device, path string) bool {
+func StandsOn(ctx context.Context, device, path string) bool {
 	n, err := numberOf(device)
-	return err == nil && apart.Do(func() error { return standsOn(n, path) }) == nil
+	return err == nil && apart.Run(ctx, func() error { return standsOn(n, path) }) == nil
 }
 
 // ReleaseDead detaches all devices on files below a directory, whoever attached them: for one whose file system is
 // dead, so that they give nothing but errors and cannot even tell their names.
-func ReleaseDead(dir string) error {
+func ReleaseDead(ctx context.Context, dir string) error {
 	numbers, err := attachedNumbers()
 	if err != nil {
 		return err
@@ -206,7 +202,7 @@ func ReleaseDead(dir string) error {
 		if !isBelow(dir, backingOf(n)) {
 			continue
 		}
-		if err := apart.Do(func() error { return release(n) }); err != nil {
+		if err := apart.Run(ctx, func() error { return release(n) }); err != nil {
 			errs = append(errs, fmt.Errorf("%s, whose file is dead: %w", devicePath(n), err))
 		}
 	}
@@ -237,15 +233,12 @@ func detach(ctx context.Context, device, path, tag string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, detachLimit, fault.Errorf(fault.Busy, "still in use after %v", detachLimit))
 	defer cancel()
 	generation := generationOf(n)
-	done := make(chan error, 1)
-	go func() { done <- apart.Do(func() error { return clearDevice(n, path, tag) }) }() // the kernel may have to write what the device's page cache has
-	select {
-	case err := <-done:
-		if err != nil {
-			return err
+	// The kernel may have to write what the device's page cache has.
+	if err := apart.Run(ctx, func() error { return clearDevice(n, path, tag) }); err != nil {
+		if ctx.Err() != nil {
+			return ended(ctx)
 		}
-	case <-ctx.Done():
-		return ended(ctx)
+		return err
 	}
 	for isAttached(n) && generationOf(n) == generation {
 		if err := pause(ctx); err != nil {
