@@ -22,6 +22,7 @@ type call struct {
 	abandoned bool      // nobody waits any more
 	ended     bool      // done is closed
 	lost      time.Time // when it first lost its connection, or began without one
+	losses    int       // how often it did
 }
 
 // descriptor is one of NBD_REPLY_TYPE_BLOCK_STATUS.

@@ -35,8 +35,8 @@ func (c *Client) run(conn net.Conn, in *bufio.Reader) {
 				c.end(q, c.errorf(fault.Unavailable, "closed: %w", context.Cause(c.ctx)))
 			case fault.Is(err, fault.Corrupt): // would come again
 				c.end(q, err)
-			case q.lost.IsZero():
-				q.lost = time.Now()
+			default:
+				c.loses(q, err)
 			}
 		}
 		c.mu.Unlock()
@@ -48,6 +48,19 @@ func (c *Client) run(conn net.Conn, in *bufio.Reader) {
 			return
 		}
 		c.log.Info("nbd connection is back")
+	}
+}
+
+// maxLosses is how many connections one request may lose: it may be what the server ends them for.
+const maxLosses = 10
+
+// loses is for a call without answer whose connection broke. Holds mu.
+func (c *Client) loses(q *call, err error) {
+	if q.lost.IsZero() {
+		q.lost = time.Now()
+	}
+	if q.losses++; q.losses >= maxLosses {
+		c.end(q, c.errorf(fault.Unavailable, "the connection was lost %d times without an answer: %w", q.losses, err))
 	}
 }
 

@@ -114,7 +114,7 @@ func (s *supplies) serve(source repository.Source) string {
 }
 
 func startDaemon(ctx context.Context, o Options) (*daemon, error) {
-	dir, err := newPrivate()
+	dir, err := newPrivate(place())
 	if err != nil {
 		return nil, err
 	}
@@ -378,7 +378,8 @@ func classOf(err error) fault.Class {
 		part  string
 		class fault.Class
 	}{
-		{"no such file or directory", fault.NotFound}, {"not found", fault.NotFound}, {"permission denied", fault.Permission},
+		{"no such file or directory", fault.NotFound}, {"nfs3err_noent", fault.NotFound},
+		{"nfs3err_acces", fault.Permission}, {"nfs3err_perm", fault.Permission}, {"is a directory", fault.Invalid}, {"not found", fault.NotFound}, {"permission denied", fault.Permission},
 		{"operation not permitted", fault.Permission}, {"authentication", fault.Permission}, {"authorization", fault.Permission},
 		{"access denied", fault.Permission}, {"read-only file system", fault.Permission}, {"no space left", fault.OutOfSpace},
 		{"disk quota exceeded", fault.OutOfSpace}, {"device or resource busy", fault.Busy}, {"reservation conflict", fault.Busy},

@@ -25,10 +25,20 @@ type private struct {
 	uid  int // of the child; -1: our own
 }
 
-func newPrivate() (*private, error) {
-	sweep()
+// place is a directory that children can pass through.
+func place() string {
+	if os.Geteuid() == 0 {
+		if _, err := os.Stat("/run"); err == nil {
+			return "/run"
+		}
+	}
+	return os.TempDir()
+}
+
+func newPrivate(in string) (*private, error) {
+	sweep(in)
 	for range 3 {
-		path, err := os.MkdirTemp("", dirPrefix)
+		path, err := os.MkdirTemp(in, dirPrefix)
 		if err != nil {
 			return nil, err
 		}
@@ -47,7 +57,7 @@ func newPrivate() (*private, error) {
 		}
 		return p, nil
 	}
-	return nil, errors.New("no private directory to be had in " + os.TempDir())
+	return nil, errors.New("no private directory to be had in " + in)
 }
 
 func lockDir(path string) (*os.File, error) {
@@ -68,8 +78,8 @@ func (p *private) remove() error {
 }
 
 // sweep removes directories of processes that died.
-func sweep() {
-	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*"))
+func sweep(in string) {
+	dirs, _ := filepath.Glob(filepath.Join(in, dirPrefix+"*"))
 	for _, dir := range dirs {
 		if lock, err := lockDir(dir); err == nil {
 			_ = os.RemoveAll(dir)

@@ -379,16 +379,16 @@ func TestNothingShows(t *testing.T) {
 
 // TestSweep: what a killed process left goes away, what is in use does not.
 func TestSweep(t *testing.T) {
-	t.Setenv("TMPDIR", t.TempDir())
-	p, err := newPrivate()
+	in := t.TempDir()
+	p, err := newPrivate(in)
 	if err != nil {
 		t.Fatal(err)
 	}
-	dead := filepath.Join(os.TempDir(), dirPrefix+"1")
+	dead := filepath.Join(in, dirPrefix+"1")
 	if err := os.Mkdir(dead, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	sweep()
+	sweep(in)
 	if _, err := os.Stat(dead); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("dead: %v", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/export"
@@ -39,13 +40,26 @@ func (n Served) options(s *supplies, c common) any {
 }
 
 // bytesOf is a Source as an export.
-type bytesOf struct{ repository.Source }
+type bytesOf struct {
+	repository.Source
+	buffers *sync.Pool // of *[]byte
+}
 
 func (b bytesOf) ReadOnly() bool { return true }
 
+// ReadAt reads into a buffer of its own: one that was given to a Source that is not available may not be used again.
 func (b bytesOf) ReadAt(_ context.Context, p []byte, offset int64) error {
-	n, err := b.Source.ReadAt(p, offset)
-	if n == len(p) {
+	buffer, _ := b.buffers.Get().(*[]byte)
+	if buffer == nil || len(*buffer) < len(p) {
+		fresh := make([]byte, len(p))
+		buffer = &fresh
+	}
+	n, err := b.Source.ReadAt((*buffer)[:len(p)], offset)
+	if !fault.Is(err, fault.Unavailable) {
+		copy(p, (*buffer)[:n])
+		b.buffers.Put(buffer)
+	}
+	if n == len(p) && (err == nil || errors.Is(err, io.EOF)) {
 		return nil
 	}
 	if err == nil || errors.Is(err, io.EOF) {
@@ -88,7 +102,7 @@ func listen(ctx context.Context, path string, uid int, source repository.Source)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = server.Serve(ctx, listener, bytesOf{source})
+		_ = server.Serve(ctx, listener, bytesOf{source, &sync.Pool{}})
 	}()
 	return done, nil
 }
