@@ -21,7 +21,10 @@ func (s *Server) NewClient(number int, options string) *Client {
 	c := &Client{Dir: t.TempDir(), t: t, name: fmt.Sprintf("nfslab%d", number)}
 	here, there := fmt.Sprintf("nfsl%da", number), fmt.Sprintf("nfsl%db", number)
 	run(t, "ip", "netns", "add", c.name)
-	t.Cleanup(func() { run(t, "ip", "netns", "delete", c.name) })
+	t.Cleanup(func() {
+		run(t, "ip", "netns", "delete", c.name)
+		_ = unix.Unmount("/run/netns", 0) // ip made that; the last client of a test takes it away
+	})
 	run(t, "ip", "link", "add", here, "type", "veth", "peer", "name", there, "netns", c.name)
 	run(t, "ip", "address", "add", fmt.Sprintf("10.77.%d.1/24", number), "dev", here)
 	run(t, "ip", "link", "set", here, "up")

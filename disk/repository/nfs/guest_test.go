@@ -2,6 +2,7 @@ package nfs
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -166,16 +167,19 @@ func TestGuestNFSServerGoes(t *testing.T) {
 		err = c.Commit(t.Context())
 	}
 	away("clone's commit", err)
-	_, _, err = r.CreateFrom(t.Context(), "a", "d")
+	// The kernel's client has whoever opens something wait until it knows the server again. Callers do not.
+	soon, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	_, _, err = r.CreateFrom(soon, "a", "d")
 	away("clone", err)
-	_, err = r.Create(t.Context(), "e")
+	_, err = r.Create(soon, "e")
 	away("create", err)
+	s.Resume()
 	for _, w := range []repository.Writer{w, c} {
 		if err := w.Abort(); err != nil {
 			t.Logf("abort: %v", err)
 		}
 	}
-	s.Resume()
 	until := time.Now().Add(time.Minute)
 	for {
 		list, err := r.List(t.Context(), "")
@@ -204,8 +208,12 @@ func TestGuestNFSServerGoes(t *testing.T) {
 		t.Error(err)
 	} else {
 		for _, e := range e {
-			if e.Name() != "a" && e.Name() != "b" && e.Name() != "lost+found" {
-				t.Errorf("left: %s", e.Name())
+			switch name := e.Name(); {
+			case name == "a" || name == "b" || name == "lost+found":
+			case strings.HasPrefix(name, ".nfs"): // what was open and removed, of a client that could not say that it closed it
+				t.Logf("left by the kernel: %s", name)
+			default:
+				t.Errorf("left: %s", name)
 			}
 		}
 	}

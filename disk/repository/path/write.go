@@ -287,8 +287,15 @@ func (w *writer) drop() error {
 		return errors.Join(err, w.file.Close(), w.lock.Close())
 	}
 	defer root.Close()
-	err = removeOwn(root, hidden(w.name, ".part"), w.file)
-	err = errors.Join(err, w.file.Close(), unlockName(root, w.name, w.lock))
+	part := hidden(w.name, ".part")
+	mine := stillThere(root, part, w.file)
+	_ = w.file.Close() // first: NFS keeps what is removed while it is open, under another name
+	if mine {
+		if gone := root.Remove(part); !errors.Is(gone, fs.ErrNotExist) {
+			err = errors.Join(err, gone)
+		}
+	}
+	err = errors.Join(err, unlockName(root, w.name, w.lock))
 	removeEmptyParents(root, w.name)
 	return err
 }
