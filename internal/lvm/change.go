@@ -37,7 +37,7 @@ func (t Tools) Create(ctx context.Context, n New) error {
 	if err := n.check(); err != nil {
 		return err
 	}
-	args := []string{"-y", "-W", "n", "-n", n.Name}
+	args := []string{"-y", "-n", n.Name}
 	for _, tag := range n.Tags {
 		args = append(args, "--addtag", tag)
 	}
@@ -57,9 +57,9 @@ func (t Tools) Create(ctx context.Context, n New) error {
 	case n.Origin != "":
 		args = append(args, "-s", n.Group+"/"+n.Origin)
 	case n.Pool != "":
-		args = append(args, "--type", "thin", "-V", bytesArg(n.Size), "--thinpool", n.Pool, n.Group)
+		args = append(args, "-W", "n", "--type", "thin", "-V", bytesArg(n.Size), "--thinpool", n.Pool, n.Group)
 	default:
-		args = append(args, "-Z", "n", "--type", "linear", "-L", bytesArg(n.Size), n.Group)
+		args = append(args, "-W", "n", "-Z", "n", "--type", "linear", "-L", bytesArg(n.Size), n.Group)
 	}
 	if err := t.change(ctx, "lvcreate", args...); err != nil {
 		return t.explain(ctx, n.Group, n.Name, err)

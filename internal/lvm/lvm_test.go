@@ -89,6 +89,8 @@ func TestErrors(t *testing.T) {
 		{"  Cannot change VG vg while PVs are missing.\n", fault.Unavailable, ""},
 		{"  /dev/mapper/control: open failed: Permission denied\n  Failure to communicate with kernel device-mapper driver.\n", fault.Permission, ""},
 		{"  File descriptor 7 (pipe:[1]) leaked on lvs invocation. Parent PID 1: x\n  Something new.\n", fault.Internal, "Something new."},
+		{"  Existing logical volume \"none\" not found in volume group \"vg\"\n", fault.NotFound, "none"},
+		{"  Option --wipesignatures is unsupported with snapshots.\n  Run `lvcreate --help' for more information.\n", fault.Internal, "unsupported"},
 		{"", fault.Internal, "exit status 5"},
 	} {
 		e := recognise("lvx", row.stderr, 5)
@@ -166,10 +168,10 @@ func TestCommands(t *testing.T) {
 		}
 	}
 	want := []string{
-		"lvcreate --config devices { } -y -W n -n thick --addtag a=b -k y -K -a y -Z n --type linear -L 1024b vg",
-		"lvcreate --config devices { } -y -W n -n thin -k n -a n --type thin -V 512b --thinpool p vg",
-		"lvcreate --config devices { } -y -W n -n snap -k n -a y -s vg/thin",
-		"lvcreate --config devices { } -y -W n -n cow -k n -a y -s -L 512b vg/thick",
+		"lvcreate --config devices { } -y -n thick --addtag a=b -k y -K -a y -W n -Z n --type linear -L 1024b vg",
+		"lvcreate --config devices { } -y -n thin -k n -a n -W n --type thin -V 512b --thinpool p vg",
+		"lvcreate --config devices { } -y -n snap -k n -a y -s vg/thin",
+		"lvcreate --config devices { } -y -n cow -k n -a y -s -L 512b vg/thick",
 		"lvchange --config devices { } --deltag y --addtag x vg/a vg/b",
 		"lvrename --config devices { } vg a b",
 	}

@@ -44,7 +44,7 @@ func (t Tools) CreatePool(ctx context.Context, p NewPool) error {
 	if p.Metadata != 0 {
 		metadata = p.Metadata
 	}
-	args := []string{"-y", "-W", "n", "--type", "thin-pool", "-n", p.Name, "-L", bytesArg(p.Size), "--poolmetadatasize", bytesArg(metadata),
+	args := []string{"-y", "--type", "thin-pool", "-n", p.Name, "-L", bytesArg(p.Size), "--poolmetadatasize", bytesArg(metadata),
 		"--chunksize", strconv.FormatInt(chunk>>10, 10) + "k", "--zero", "y", "--discards", "passdown"}
 	for _, tag := range p.Tags {
 		if err := CheckTag(tag); err != nil {
