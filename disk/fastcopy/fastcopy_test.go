@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
@@ -244,6 +246,22 @@ func TestRefusals(t *testing.T) {
 type failing struct{ err error }
 
 func (f failing) ReadAt([]byte, int64) (int, error) { return 0, f.err }
+
+// A source that is far away costs its delay once for all that is on its way, not once for each block.
+func TestReadsAhead(t *testing.T) {
+	content := bytes.Repeat([]byte{1}, 32*64<<10)
+	path := target(t, 0)
+	synctest.Test(t, func(t *testing.T) {
+		src := &source{content: content, hook: func() { time.Sleep(100 * time.Millisecond) }}
+		began := time.Now()
+		if _, err := fastcopy.ToPath(t.Context(), path, fastcopy.Spec{Source: src, Size: int64(len(content)), Block: 64 << 10, Depth: 16}); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took != 200*time.Millisecond {
+			t.Errorf("32 blocks, 16 at a time, 100 ms each: %s", took)
+		}
+	})
+}
 
 func TestEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
