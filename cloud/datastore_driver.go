@@ -43,18 +43,18 @@ const (
 
 // datastoreDrivers in the order of the documentation.
 var datastoreDrivers = []DatastoreDriver{
-	{Name: "path", Also: []string{"fs", "shared"}, Base: BaseDirectory, Persistent: true, System: true},
-	{Name: "nfs", Base: BaseExport, Persistent: true, System: true, Options: []string{"MOUNT_OPTIONS"}},
+	{Name: "path", Also: []string{"fs", "shared"}, Base: BaseDirectory, Persistent: true, System: true, Options: []string{"UNORDERED_BACK"}},
+	{Name: "nfs", Base: BaseExport, Persistent: true, System: true, Options: []string{"MOUNT_OPTIONS", "UNORDERED_BACK"}},
 	{Name: "ssh", Base: BaseDirectory, Persistent: true, System: true,
-		Options: []string{"HOST", "KEY_FILE", "KNOWN_HOSTS_FILE", "PLAIN_DATA", "REMOTE_PROGRAM"}},
+		Options: []string{"HOST", "PORT", "KEY_FILE", "KNOWN_HOSTS_FILE", "PLAIN_DATA", "REMOTE_PROGRAM"}},
 	{Name: "http", Base: BaseURL, ReadOnly: true,
 		Options: []string{"CA_FILE", "USER", "PASSWORD_FILE", "TOKEN_FILE", "PLAIN_CREDENTIALS", "PROXY", "PROXY_PASSWORD_FILE"}},
 	{Name: "s3", Base: BaseBucket, System: true,
-		Options: []string{"ACCESS_KEY_ID", "SECRET_KEY_FILE", "REGION", "CA_FILE", "PLAIN_CREDENTIALS"}},
+		Options: []string{"ACCESS_KEY_ID", "SECRET_KEY_FILE", "REGION", "CA_FILE", "PLAIN_CREDENTIALS", "SPOOL_DIR"}},
 	{Name: "iscsi", Base: BaseGroup, Persistent: true,
-		Options: []string{"HOST", "KEY_FILE", "KNOWN_HOSTS_FILE", "PORTAL", "TARGET", "POOL", "ATTACH", "CHAP_USER", "CHAP_PASSWORD_FILE"}},
+		Options: []string{"HOST", "PORT", "KEY_FILE", "KNOWN_HOSTS_FILE", "PORTAL", "TARGET", "POOL", "ATTACH", "CHAP_USER", "CHAP_PASSWORD_FILE", "UNORDERED_BACK"}},
 	{Name: "rbd", Also: []string{"ceph"}, Base: BasePool, Persistent: true, System: true,
-		Options: []string{"CEPH_CONF", "CEPH_USER", "CEPH_KEYRING", "ATTACH"}},
+		Options: []string{"CEPH_CONF", "CEPH_USER", "CEPH_KEYRING", "ATTACH", "UNORDERED_BACK"}},
 	{Name: "url", Base: BaseAny, ReadOnly: true, Options: []string{"FORMAT"}},
 }
 
