@@ -294,7 +294,9 @@ func TestConnectionLost(t *testing.T) {
 	if _, err := h.Run(t.Context(), command.Cmd{Name: "true"}); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), s.Host) {
 		t.Error(err)
 	}
-	s.Restart()
+	if err := s.Restart(); err != nil {
+		t.Fatal(err)
+	}
 	for { // until the loss of the last connection was seen
 		if _, err := h.Run(t.Context(), command.Cmd{Name: "true"}); err == nil {
 			break

@@ -35,7 +35,6 @@ type Server struct {
 	EmptyHostsFile string // has none
 	HostKey        ssh.PublicKey
 
-	t       testing.TB
 	dir     string
 	program string
 	cmd     *exec.Cmd
@@ -46,34 +45,54 @@ type Server struct {
 func Start(t testing.TB, lines ...string) *Server {
 	t.Helper()
 	labtest.Root(t, "sshd")
-	program, err := exec.LookPath("sshd") // sshd wants to be called by an absolute path
+	s, err := New(t.TempDir(), lines...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.MkdirAll("/run/sshd", 0o755); err != nil { // sshd refuses to start without
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	s := &Server{t: t, dir: dir, program: program, Port: freePort(t), KeyFile: dir + "/user", StrangerFile: dir + "/stranger",
-		KnownHostsFile: dir + "/known_hosts", OtherHostsFile: dir + "/other_hosts", EmptyHostsFile: dir + "/empty_hosts"}
-	s.Host = fmt.Sprintf("root@127.0.0.1:%d", s.Port)
-	s.HostKey = newKey(t, dir+"/host")
-	user := newKey(t, s.KeyFile)
-	newKey(t, s.StrangerFile)
-	other := newKey(t, dir+"/otherhost")
-	place := []string{knownhosts.Normalize(fmt.Sprintf("127.0.0.1:%d", s.Port))}
-	write(t, s.KnownHostsFile, knownhosts.Line(place, s.HostKey)+"\n")
-	write(t, s.OtherHostsFile, knownhosts.Line(place, other)+"\n")
-	write(t, s.EmptyHostsFile, "")
-	write(t, dir+"/authorized_keys", string(ssh.MarshalAuthorizedKey(user)))
-	write(t, dir+"/sshd_config", strings.Join(append(lines,
-		"Port "+fmt.Sprint(s.Port), "ListenAddress 127.0.0.1", "HostKey "+dir+"/host", "PidFile none",
-		"AuthorizedKeysFile "+dir+"/authorized_keys", "StrictModes no", "UsePAM no", "PermitRootLogin prohibit-password",
-		"PasswordAuthentication no", "KbdInteractiveAuthentication no", "LogLevel VERBOSE",
-		"Subsystem sftp internal-sftp", "MaxStartups 100"), "\n")+"\n")
-	s.Restart()
 	t.Cleanup(s.Kill)
 	return s
+}
+
+// New is Start without a test; keys and log are made in dir, and Kill ends it.
+func New(dir string, lines ...string) (*Server, error) {
+	program, err := exec.LookPath("sshd") // sshd wants to be called by an absolute path
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll("/run/sshd", 0o755); err != nil { // sshd refuses to start without
+		return nil, err
+	}
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{dir: dir, program: program, Port: port, KeyFile: dir + "/user", StrangerFile: dir + "/stranger",
+		KnownHostsFile: dir + "/known_hosts", OtherHostsFile: dir + "/other_hosts", EmptyHostsFile: dir + "/empty_hosts"}
+	s.Host = fmt.Sprintf("root@127.0.0.1:%d", s.Port)
+	keys := map[string]ssh.PublicKey{}
+	for _, file := range []string{dir + "/host", s.KeyFile, s.StrangerFile, dir + "/otherhost"} {
+		if keys[file], err = newKey(file); err != nil {
+			return nil, err
+		}
+	}
+	s.HostKey = keys[dir+"/host"]
+	place := []string{knownhosts.Normalize(fmt.Sprintf("127.0.0.1:%d", s.Port))}
+	for file, text := range map[string]string{
+		s.KnownHostsFile:         knownhosts.Line(place, s.HostKey) + "\n",
+		s.OtherHostsFile:         knownhosts.Line(place, keys[dir+"/otherhost"]) + "\n",
+		s.EmptyHostsFile:         "",
+		dir + "/authorized_keys": string(ssh.MarshalAuthorizedKey(keys[s.KeyFile])),
+		dir + "/sshd_config": strings.Join(append(lines,
+			"Port "+fmt.Sprint(s.Port), "ListenAddress 127.0.0.1", "HostKey "+dir+"/host", "PidFile none",
+			"AuthorizedKeysFile "+dir+"/authorized_keys", "StrictModes no", "UsePAM no", "PermitRootLogin prohibit-password",
+			"PasswordAuthentication no", "KbdInteractiveAuthentication no", "LogLevel VERBOSE",
+			"Subsystem sftp internal-sftp", "MaxStartups 100"), "\n") + "\n",
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			return nil, err
+		}
+	}
+	return s, s.Restart()
 }
 
 // Options are the attributes of a datastore on this server.
@@ -82,34 +101,33 @@ func (s *Server) Options() map[string]string {
 }
 
 // Restart starts sshd again after Kill, on the same port with the same keys.
-func (s *Server) Restart() {
-	s.t.Helper()
+func (s *Server) Restart() error {
 	log, err := os.OpenFile(s.dir+"/log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		s.t.Fatal(err)
+		return err
 	}
 	defer log.Close()
 	s.cmd = exec.Command(s.program, "-D", "-e", "-f", s.dir+"/sshd_config")
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
-		s.t.Fatal(err)
+		return err
 	}
 	ended := make(chan struct{})
-	go func(cmd *exec.Cmd) { _ = cmd.Wait(); close(ended) }(s.cmd)
-	for limit := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	go func(cmd *exec.Cmd) { _ = cmd.Wait(); close(ended) }(s.cmd) // ends with sshd, at Kill
+	for limit := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", s.Port))
 		if err == nil {
-			c.Close()
-			return
+			return c.Close()
 		}
 		select {
 		case <-ended:
-			s.t.Fatalf("sshd does not start: %s", s.Log())
+			return fmt.Errorf("sshd does not start: %s", s.Log())
 		default:
 		}
 		if time.Now().After(limit) {
-			s.t.Fatalf("sshd does not answer: %s", s.Log())
+			s.Kill()
+			return fmt.Errorf("sshd does not answer: %s", s.Log())
 		}
 	}
 }
@@ -193,35 +211,27 @@ func waitGone(pids []int) {
 	}
 }
 
-func freePort(t testing.TB) int {
+func freePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		return 0, err
 	}
 	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
 // newKey writes a private key and gives its public part.
-func newKey(t testing.TB, path string) ssh.PublicKey {
+func newKey(path string) (ssh.PublicKey, error) {
 	public, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	block, err := ssh.MarshalPrivateKey(private, "sshlab")
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	write(t, path, string(pem.EncodeToMemory(block)))
-	key, err := ssh.NewPublicKey(public)
-	if err != nil {
-		t.Fatal(err)
+	if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+		return nil, err
 	}
-	return key
-}
-
-func write(t testing.TB, path, text string) {
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	return ssh.NewPublicKey(public)
 }

@@ -159,7 +159,9 @@ func TestReaderOutlivesConnections(t *testing.T) {
 		}
 		s.Kill()
 		class(t, "server gone", read(), fault.Unavailable, "datastore 7", s.Host)
-		s.Restart()
+		if err := s.Restart(); err != nil {
+			t.Fatal(err)
+		}
 		eventually(t, "the server", func() bool { return read() == nil })
 		if err := os.WriteFile(dir+"/"+name, content[1:], 0o600); err != nil {
 			t.Fatal(err)
@@ -270,7 +272,9 @@ func TestDeadWriter(t *testing.T) {
 	if got := files(t, dir); strings.Count(got, ".part") != 2 || strings.Count(got, ".lock") != 4 {
 		t.Logf("the shells were faster: %s", got)
 	}
-	s.Restart()
+	if err := s.Restart(); err != nil {
+		t.Fatal(err)
+	}
 	r = open(t, s, dir)
 	if err := r.Sweep(t.Context(), "a"); err != nil {
 		t.Fatal(err)
