@@ -29,6 +29,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -58,7 +59,8 @@ type Store struct {
 	locks       *volumelock.Locks
 	gate        *gate
 	devices     devices
-	extent      int64 // bytes
+	patience    time.Duration // see openTime
+	extent      int64         // bytes
 	looks       batcher[book]
 	whole       batcher[struct{}]
 }
@@ -126,7 +128,7 @@ func newStore(c Config, d devices) (*Store, error) {
 	if c.Max < 0 {
 		return bad("LS_MAX of %d bytes", c.Max)
 	}
-	s := &Store{Config: c, devices: d}
+	s := &Store{Config: c, devices: d, patience: openTime}
 	var named bool
 	s.group, s.pool, named = strings.Cut(strings.TrimPrefix(c.Path, "/dev/"), "/")
 	if err := lvm.CheckGroup(s.group); err != nil {
@@ -186,9 +188,9 @@ func (s *Store) sweep(ctx context.Context, b book) error {
 			continue // its maker lives
 		}
 		s.Log.Info("remove a volume that was left half-made", "volume", e.name, "store", s.Path)
-		err = s.Tools.Remove(ctx, s.group, e.Name)
+		err = s.remove(ctx, e.Name)
 		unlock()
-		if err != nil && !fault.Is(err, fault.NotFound) {
+		if err != nil {
 			return s.errorf(err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"hayloft/disk/localstore"
 	"hayloft/disk/localstore/volumestest"
@@ -42,6 +43,7 @@ func played(t *testing.T, layout localstore.Layout) (*lvmtest.Host, func(t *test
 		if err != nil {
 			t.Fatal(err)
 		}
+		s.patience = 100 * time.Millisecond
 		return s
 	}
 }

@@ -3,6 +3,7 @@ package lvm
 import (
 	"context"
 	"errors"
+	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/localstore"
@@ -61,7 +62,7 @@ func (s *Store) take(ctx context.Context, v localstore.VolumeSpec, steps *undo.S
 		return nil, false, err
 	}
 	if e != nil && (e.making || e.raw && !v.Raw) {
-		if err := s.remove(ctx, *e); err != nil {
+		if err := s.remove(ctx, e.Name); err != nil {
 			return nil, false, err
 		}
 		delete(b.ours, e.name)
@@ -132,12 +133,7 @@ func (s *Store) create(ctx context.Context, v localstore.VolumeSpec, size int64,
 		n.Tags = append(n.Tags, makingTag)
 	}
 	detached := context.WithoutCancel(ctx)
-	steps.Push(func() error {
-		if err := s.Tools.Remove(detached, s.group, n.Name); err != nil && !fault.Is(err, fault.NotFound) {
-			return err
-		}
-		return nil
-	})
+	steps.Push(func() error { return s.remove(detached, n.Name) })
 	if err := s.Tools.Create(ctx, n); err != nil {
 		if fault.Is(err, fault.Exists) {
 			steps.Keep() // somebody made it since we looked
@@ -196,10 +192,15 @@ func (s *Store) markWhole(ctx context.Context, names []string) (struct{}, error)
 
 const sector = 512
 
-// remove a logical volume of ours.
-func (s *Store) remove(ctx context.Context, e entry) error {
-	if err := s.Tools.Remove(ctx, s.group, e.Name); err != nil && !fault.Is(err, fault.NotFound) {
-		return err
+// remove a logical volume of ours that nobody uses, though somebody may look at it, see openTime. No error when there is none.
+func (s *Store) remove(ctx context.Context, name string) error {
+	for began := time.Now(); ; {
+		err := s.Tools.Remove(ctx, s.group, name) // waits by itself for a while
+		if err == nil || fault.Is(err, fault.NotFound) {
+			return nil
+		}
+		if !fault.Is(err, fault.Busy) || time.Since(began) > s.patience {
+			return err
+		}
 	}
-	return nil
 }

@@ -119,12 +119,7 @@ func (s *Store) snap(ctx context.Context, origin entry, v localstore.VolumeSpec,
 	name := s.logical(v.Name)
 	tags := s.tags(v, sizeTagOf(origin.Size), ofTag+origin.UUID)
 	detached := context.WithoutCancel(ctx)
-	steps.Push(func() error {
-		if err := s.Tools.Remove(detached, s.group, name); err != nil && !fault.Is(err, fault.NotFound) {
-			return err
-		}
-		return nil
-	})
+	steps.Push(func() error { return s.remove(detached, name) })
 	if err := s.Tools.Create(ctx, lvm.New{Group: s.group, Name: name, Origin: origin.Name, Tags: tags, Private: true}); err != nil {
 		if fault.Is(err, fault.Exists) {
 			steps.Keep()
@@ -181,7 +176,7 @@ func (s *Store) rename(ctx context.Context, from, to string) (*entry, error) {
 	case old != nil && !old.making:
 		return nil, fault.Errorf(fault.Exists, "volume %s is there: %s cannot become it", to, from)
 	case old != nil:
-		if err := s.remove(ctx, *old); err != nil {
+		if err := s.remove(ctx, old.Name); err != nil {
 			return nil, err
 		}
 	}

@@ -121,8 +121,9 @@ func (s *Store) List(ctx context.Context) ([]localstore.Volume, error) {
 	return list, nil
 }
 
-// openTime is for how long a device may be open by somebody who only passes, such as udev, before it counts as in use.
-const openTime = 2 * time.Second
+// openTime is for how long a device may be open by somebody who only passes, such as udev looking at what was written when its
+// writer closed it, before it counts as in use. Hosts can be very busy.
+const openTime = 10 * time.Second
 
 // Unprovision implements localstore.Volumes.
 func (s *Store) Unprovision(ctx context.Context, name string) error {
@@ -135,7 +136,7 @@ func (s *Store) Unprovision(ctx context.Context, name string) error {
 	}
 	defer unlock()
 	began := time.Now()
-	for pause := 250 * time.Millisecond; ; pause *= 2 {
+	for pause := s.patience / 40; ; pause *= 2 {
 		b, err := s.look(ctx)
 		if err != nil {
 			return err
@@ -148,13 +149,13 @@ func (s *Store) Unprovision(ctx context.Context, name string) error {
 			return nil
 		}
 		if !e.Open {
-			if err := s.remove(ctx, *e); err != nil {
+			if err := s.remove(ctx, e.Name); err != nil {
 				return s.errorf(fmt.Errorf("volume %s: %w", name, err))
 			}
 			s.Log.Info("volume unprovisioned", "volume", name, "bytes", e.Size, "store", s.Path)
 			return nil
 		}
-		if time.Since(began) > openTime {
+		if time.Since(began) > s.patience {
 			return fault.Errorf(fault.Busy, "local store %s: volume %s: its device %s is open", s.Path, name, s.devices.path(s.group, e.Name))
 		}
 		select {
