@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -44,13 +45,14 @@ type exported struct {
 	recorder *recorder
 	volume   cache.Volume
 	source   *source
+	direct   io.Closer // what a read-only image is read from
 }
 
 func newExported(d *Daemon, r exportRecord) *exported {
 	x := &exported{daemon: d, record: r}
 	x.ctx, x.cancel = context.WithCancel(d.ctx)
 	if r.Size > 0 {
-		x.door = newDoor(r.Size, r.Export.Base != nil, d.config.Patience)
+		x.door = newDoor(r.Size, r.Export.readOnly(), d.config.Patience)
 	}
 	return x
 }
@@ -61,6 +63,9 @@ func (x *exported) openFirst(ctx context.Context, back *undo.Stack) error {
 	if e.Base != nil {
 		back.Push(x.closeDevice)
 		return x.openBase(ctx, e.Record)
+	}
+	if e.Direct != nil {
+		return e.Direct.errorf(x.openDirectFirst(ctx, back))
 	}
 	repo, err := x.daemon.takeImage(ctx, *e.Volume, back)
 	if err != nil {
@@ -125,7 +130,7 @@ func (x *exported) closeDevice() error {
 	base, recorder, volume, source := x.base, x.recorder, x.volume, x.source
 	x.base, x.recorder, x.volume, x.source = nil, nil, nil, nil
 	x.mu.Unlock()
-	var errs []error
+	errs := []error{x.closeDirect()}
 	if recorder != nil {
 		recorder.end()
 	}
@@ -223,6 +228,9 @@ func (x *exported) reopen(presenter Presenter) {
 func (x *exported) openAgain() error {
 	if x.record.Export.Base != nil {
 		return x.openBase(x.ctx, false) // the boot was before
+	}
+	if x.record.Export.Direct != nil {
+		return x.openDirectAgain()
 	}
 	return x.openVolumeAgain(x.ctx)
 }

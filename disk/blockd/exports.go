@@ -32,8 +32,8 @@ func checkExport(e Export) error {
 		return fail("kind %q is none of nbd, fuse, loop", e.Kind)
 	case !filepath.IsAbs(e.Path):
 		return fail("path %q is not absolute", e.Path)
-	case (e.Base == nil) == (e.Volume == nil):
-		return fail("needs a base or a volume, and not both")
+	case !oneOf(e.Base != nil, e.Volume != nil, e.Direct != nil):
+		return fail("needs a base, a volume or an image of its own, and one of these")
 	case e.Kind == NBD && len(e.Path) > maxSocketPath:
 		return fail("path %s has %d bytes, a unix socket's has %d at most", e.Path, len(e.Path), maxSocketPath)
 	}
@@ -41,7 +41,20 @@ func checkExport(e Export) error {
 		_, err := checkBase(*e.Base)
 		return err
 	}
+	if e.Direct != nil {
+		return checkDirect(e.Name, *e.Direct)
+	}
 	return checkVolume(e.Name, *e.Volume)
+}
+
+func oneOf(all ...bool) bool {
+	n := 0
+	for _, yes := range all {
+		if yes {
+			n++
+		}
+	}
+	return n == 1
 }
 
 // Export implements Service.

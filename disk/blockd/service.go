@@ -63,7 +63,7 @@ const (
 	Loop Kind = "loop" // a block device, on a FUSE file
 )
 
-// Export is a base or a volume made reachable for one machine.
+// Export is a base, a volume, or an image itself, made reachable for one machine.
 type Export struct {
 	Name string `json:"name"` // "12.0": machine and disk; unique on the host
 	Kind Kind   `json:"kind"`
@@ -73,8 +73,9 @@ type Export struct {
 	UID  int    `json:"uid"` // who may connect, besides root
 	GID  int    `json:"gid"`
 
-	Base   *BaseSpec   `json:"base,omitempty"` // one of the two
+	Base   *BaseSpec   `json:"base,omitempty"` // one of the three
 	Volume *VolumeSpec `json:"volume,omitempty"`
+	Direct *DirectSpec `json:"direct,omitempty"`
 	// Record has this export's first reads recorded as the image's boot profile, unless it has one.
 	Record bool `json:"record,omitempty"`
 }

@@ -33,6 +33,9 @@ func (p *preparation) below(ctx context.Context, spec disk.Spec, d *diskRecord) 
 		if err != nil {
 			return below{}, named(*spec.Image, err)
 		}
+		if path == "" {
+			return p.directly(ctx, *spec.Image, d)
+		}
 		return below{path: path}, nil
 	}
 	capacity := spec.CacheSize
@@ -116,7 +119,8 @@ func (w *Way) fillBehind(ctx context.Context, spec disk.Spec, k known) error {
 	return data.Preload(ctx, preload, nil)
 }
 
-// sourceFile is an image's file in its repository, for the machine's hypervisor to read.
+// sourceFile is an image's file or device in its repository, for the machine's hypervisor to read; "" when this host has
+// none.
 func (p *preparation) sourceFile(ctx context.Context, img disk.Image) (string, error) {
 	repo, err := p.way.open(img.Repository)
 	if err != nil {
@@ -128,12 +132,11 @@ func (p *preparation) sourceFile(ctx context.Context, img disk.Image) (string, e
 	}
 	defer src.Close()
 	local, ok := src.(repository.Local)
-	if !ok {
-		return "", fault.Errorf(fault.Unsupported, "CACHE_MODE NONE needs a repository whose files this host has, datastore %d has driver %s",
-			img.Repository.ID, driverName(img.Repository))
-	}
 	if src.Size() != img.Size {
 		return "", fault.Errorf(fault.Corrupt, "object %s has %d bytes instead of %d", img.Source, src.Size(), img.Size)
+	}
+	if !ok {
+		return "", nil
 	}
 	path := local.LocalPath()
 	fi, err := os.Stat(path)
@@ -141,6 +144,21 @@ func (p *preparation) sourceFile(ctx context.Context, img disk.Image) (string, e
 		return "", err
 	}
 	return path, makeReadable(path, fi, p.request.GID)
+}
+
+// directly has the data path export an image as it is in its repository, for a clone to stand on. The clone's header names
+// the base that the host would have of it, which has the same bytes.
+func (p *preparation) directly(ctx context.Context, img disk.Image, d *diskRecord) (below, error) {
+	path, err := p.way.store.Path(img.Digest, localstore.Data)
+	if err != nil {
+		return below{}, named(img, err)
+	}
+	export := p.newExport(d.ID)
+	export.Direct = &blockd.DirectSpec{Image: img, Machine: p.request.Machine, Host: p.way.config.Host, ReadOnly: true}
+	if err := p.export(ctx, d, export); err != nil {
+		return below{}, named(img, err)
+	}
+	return below{path: path, export: nbdDevice(*d.Export, true)}, nil
 }
 
 // makeReadable has the group of the hypervisors read an image in its repository, as it reads bases.

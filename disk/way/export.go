@@ -88,7 +88,7 @@ func (p *preparation) export(ctx context.Context, d *diskRecord, want blockd.Exp
 		switch {
 		case err != nil:
 			return err
-		case open && former.Base != nil && want.Base != nil && former.Base.Image.Digest == want.Base.Image.Digest:
+		case open && sameBytes(*former, want):
 			want = *former
 		case open:
 			return fault.Errorf(fault.WrongState, "export %s is in use", former.Name)
@@ -112,6 +112,20 @@ func (p *preparation) export(ctx context.Context, d *diskRecord, want blockd.Exp
 		})
 	}
 	return data.Export(ctx, want)
+}
+
+// sameBytes reports whether two exports of images that nobody writes to have the same content.
+func sameBytes(a, b blockd.Export) bool {
+	digest := func(e blockd.Export) string {
+		switch {
+		case e.Base != nil:
+			return e.Base.Image.Digest
+		case e.Direct != nil && e.Direct.ReadOnly:
+			return e.Direct.Image.Digest
+		}
+		return ""
+	}
+	return digest(a) != "" && digest(a) == digest(b)
 }
 
 // keepWhenStuck notes that something of the machine stays here because it could not be taken back.
@@ -148,7 +162,7 @@ func (p *preparation) letGo(ctx context.Context) error {
 	changed := false
 	for _, spec := range p.request.Disks {
 		d := p.record.disk(spec.ID)
-		if d.Export == nil || d.Export.Base == nil || needed[d.Export.Path] {
+		if d.Export == nil || d.Export.Volume != nil || needed[d.Export.Path] {
 			continue
 		}
 		if open, err := p.way.connected(ctx, d.Export.Name); err != nil || open {

@@ -86,7 +86,7 @@ func (f *fakeVolumes) find(name string) (localstore.Volume, error) {
 	v := localstore.Volume{Name: name, Path: f.path(name), Size: fi.Size(), Taken: fi.Size()}
 	if f.block {
 		v.Block = true
-		if v.Path, err = loop.Find(f.path(name), loopTag); fault.Is(err, fault.NotFound) {
+		if v.Path, err = loop.Find(context.Background(), f.path(name), loopTag); fault.Is(err, fault.NotFound) {
 			v.Path, err = loop.Attach(context.Background(), f.path(name), loop.Options{Tag: loopTag})
 		}
 	}
@@ -98,7 +98,7 @@ func (f *fakeVolumes) detach(name string) error {
 	if !f.block {
 		return nil
 	}
-	device, err := loop.Find(f.path(name), loopTag)
+	device, err := loop.Find(context.Background(), f.path(name), loopTag)
 	if fault.Is(err, fault.NotFound) {
 		return nil
 	}

@@ -255,7 +255,7 @@ func (loops) attach(ctx context.Context, path, tag string) (string, error) {
 	if isBlock(path) {
 		return path, nil
 	}
-	device, err := loop.Find(path, tag)
+	device, err := loop.Find(ctx, path, tag)
 	if fault.Is(err, fault.NotFound) {
 		return loop.Attach(ctx, path, loop.Options{Tag: tag, DirectIO: true})
 	}
@@ -266,7 +266,7 @@ func (loops) detach(ctx context.Context, path, tag string) error {
 	if isBlock(path) {
 		return nil
 	}
-	device, err := loop.Find(path, tag)
+	device, err := loop.Find(ctx, path, tag)
 	if fault.Is(err, fault.NotFound) {
 		return nil
 	}

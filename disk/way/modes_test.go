@@ -153,7 +153,6 @@ func TestModesRefused(t *testing.T) {
 		{name: "preload", spec: disk.Spec{Preload: -2}, class: fault.Invalid, want: "PRELOAD_SIZE of -2"},
 		{name: "rate", spec: disk.Spec{FillRate: -2}, class: fault.Invalid, want: "rate of -2"},
 		{name: "OFFLINE in too little", spec: disk.Spec{Mode: "OFFLINE", CacheSize: 4096}, class: fault.Invalid, want: "image 5 (tiny): CACHE_MODE OFFLINE keeps all 2097152 bytes here, CACHE_SIZE is 4096"},
-		{name: "NONE of a far image", spec: disk.Spec{Mode: "NONE"}, class: fault.Unsupported, want: "CACHE_MODE NONE needs a repository whose files this host has, datastore 1 has driver far"},
 		{name: "volatile", spec: disk.Spec{Mode: "BACK", Volatile: "fs", Size: 4096}, class: fault.Unsupported, want: "CACHE_MODE BACK of a volatile disk"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -21,6 +21,9 @@ func (p *preparation) persistent(ctx context.Context, spec disk.Spec, d *diskRec
 	if err == nil && d.Kernel != nil && !p.way.isKernels(d.Mode) {
 		err = p.endKernel(ctx, d)
 	}
+	if err == nil && d.Export != nil && d.Export.Direct != nil && d.Mode != cache.None {
+		err = p.endDirect(ctx, d)
+	}
 	if err == nil && p.way.isKernels(d.Mode) {
 		dev, err = p.kernel(ctx, repo, spec, d)
 	} else if err == nil && d.Mode == cache.None {
@@ -39,7 +42,7 @@ func (p *preparation) inPlace(ctx context.Context, repo repository.Repository, s
 	img := spec.Image
 	ownable, ok := repo.(repository.Ownable)
 	if !ok {
-		return device.Device{}, fault.Errorf(fault.Unsupported, "CACHE_MODE NONE of a persistent image needs a repository whose files this host has, datastore %d has driver %s",
+		return device.Device{}, fault.Errorf(fault.Unsupported, "CACHE_MODE NONE of a persistent image: datastore %d has driver %s, which has no persistent images",
 			img.Repository.ID, driverName(img.Repository))
 	}
 	if d.Cached {
@@ -51,10 +54,55 @@ func (p *preparation) inPlace(ctx context.Context, repo repository.Repository, s
 	if err != nil {
 		return device.Device{}, err
 	}
+	if path == "" {
+		return p.directImage(ctx, repo, spec, d)
+	}
+	if isBlock(path) {
+		return device.Device{Kind: device.Block, Path: path, Format: device.Raw, ReadOnly: spec.ReadOnly}, p.way.lengthen(ctx, repo, p.request.Machine, path, d)
+	}
 	if err := growFile(path, d.Size); err != nil {
 		return device.Device{}, err
 	}
 	return device.Device{Kind: device.File, Path: path, Format: device.Raw, ReadOnly: spec.ReadOnly}, nil
+}
+
+// directImage hands the machine its persistent image through the data path, where this host has no file or device of it.
+func (p *preparation) directImage(ctx context.Context, repo repository.Repository, spec disk.Spec, d *diskRecord) (device.Device, error) {
+	if _, ok := repo.(repository.Writable); !ok {
+		return device.Device{}, fault.Errorf(fault.Unsupported, "CACHE_MODE NONE of a persistent image: datastore %d has driver %s, of which this host has no file or device",
+			spec.Image.Repository.ID, driverName(spec.Image.Repository))
+	}
+	export := p.newExport(d.ID)
+	export.Direct = &blockd.DirectSpec{Image: *spec.Image, Machine: p.request.Machine, Host: p.way.config.Host, Size: d.Size}
+	if former := d.Export; former != nil && former.Direct != nil && former.Direct.Size > d.Size {
+		export.Direct.Size = former.Direct.Size // grown since
+	}
+	if err := p.export(ctx, d, export); err != nil {
+		return device.Device{}, err
+	}
+	return *nbdDevice(*d.Export, spec.ReadOnly), nil
+}
+
+// endDirect ends the export of a persistent image that gets a cache.
+func (p *preparation) endDirect(ctx context.Context, d *diskRecord) error {
+	if open, err := p.way.connected(ctx, d.Export.Name); err != nil || open {
+		return errors.Join(err, fault.Errorf(fault.WrongState, "CACHE_MODE NONE to %s: the machine has the disk open", d.Mode))
+	}
+	former := *d.Export
+	if err := p.way.unexport(ctx, d); err != nil {
+		return err
+	}
+	p.back.Push(func() error {
+		data, err := p.way.data()
+		if err == nil {
+			err = p.way.makeSockets()
+		}
+		if err == nil {
+			err = data.Export(context.WithoutCancel(ctx), former)
+		}
+		return err
+	})
+	return p.way.putRecord(ctx, p.record)
 }
 
 // own takes a persistent image for the machine.
