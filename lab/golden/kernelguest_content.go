@@ -39,9 +39,11 @@ var kernelGuestFiles = map[string]string{
 	"etc/exports":                   "",
 	"etc/machine-id":                "6861796c6f6674206b65726e656c2067\n",
 	"etc/iscsi/initiatorname.iscsi": "InitiatorName=iqn.2026-01.hayloft:guest\n",
-	// Nothing here has systemd, which lvm2 would ask to start its daemons.
-	"etc/lvm/lvmlocal.conf": "global {\n\tuse_lvmpolld = 0\n}\nactivation {\n\tmonitoring = 0\n}\n",
-	"var/lib/nfs/etab":      "",
-	"var/lib/nfs/rmtab":     "",
-	"var/lib/nfs/state":     "",
+	// Nothing here has systemd, which lvm2 would ask to start its daemons; nobody restores old metadata.
+	"etc/lvm/lvmlocal.conf": "global {\n\tuse_lvmpolld = 0\n\tnotify_dbus = 0\n}\nactivation {\n\tmonitoring = 0\n}\nbackup {\n\tbackup = 0\n\tarchive = 0\n}\n",
+	// Debian's has systemd activate a group whose last disk appears; each change of a disk would cost a pvscan.
+	"etc/udev/rules.d/69-lvm.rules": "",
+	"var/lib/nfs/etab":              "",
+	"var/lib/nfs/rmtab":             "",
+	"var/lib/nfs/state":             "",
 }
