@@ -27,17 +27,17 @@ func (p *pausable) pause() {
 	p.mu.Lock()
 }
 
-// do does not return an error that came after end.
-func (p *pausable) do(ctx context.Context, f func(context.Context) error) error {
+// do does not return an error that came after end, unless the file is taken away or who asked is killed.
+func (p *pausable) do(asked context.Context, f func(context.Context) error) error {
 	p.mu.RLock()
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(asked)
 	stop := context.AfterFunc(p.ended, cancel)
 	err := f(ctx)
 	stop()
 	cancel()
 	p.mu.RUnlock()
 	if err != nil && p.ended.Err() != nil {
-		select {}
+		<-asked.Done()
 	}
 	return err
 }

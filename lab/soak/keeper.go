@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -63,8 +64,8 @@ func keep(binary, stateDir string) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	var said []byte
 	go func() {
-		said, _ = io.ReadAll(os.Stdin)
-		cancel()
+		defer cancel()
+		said = farewellOf(os.Stdin, os.Getppid())
 	}()
 	err = k.Run(ctx)
 	<-ctx.Done()
@@ -76,6 +77,27 @@ func keep(binary, stateDir string) error {
 		_ = unix.Kill(pid, unix.SIGKILL)
 	}
 	return errors.Join(err, abandon(stateDir), os.RemoveAll(dir))
+}
+
+// farewellOf reads what the caller says to its end, or to that of the caller: one that is killed while it waits for
+// files has all it had open until it got an answer.
+func farewellOf(in *os.File, caller int) []byte {
+	said := make(chan []byte, 1)
+	go func() { // ends with the process at the latest
+		b, _ := io.ReadAll(in)
+		said <- b
+	}()
+	for tick := time.NewTicker(200 * time.Millisecond); ; {
+		select {
+		case b := <-said:
+			return b
+		case <-tick.C:
+			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", caller))
+			if err != nil || bytes.Contains(stat, []byte(") Z ")) {
+				return nil
+			}
+		}
+	}
 }
 
 // abandon ends the files of a data path whose process is ending.
