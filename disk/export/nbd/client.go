@@ -39,6 +39,9 @@ type Client struct {
 type Dialer struct {
 	Patience time.Duration // how long a request waits for a server that is away; 0: 30 seconds
 	Log      *slog.Logger  // nil: slog.Default()
+	// Whole asks for each read in one piece, where the server can: it need not look for holes then, which takes long on
+	// some storage.
+	Whole bool
 	// Depth asks for QEMU's metadata context qemu:allocation-depth instead of base:allocation: see Client.Depths.
 	Depth bool
 }
@@ -130,8 +133,12 @@ func (c *Client) Read(ctx context.Context, p []byte, offset int64) error {
 	if err := c.inside(offset, int64(len(p))); err != nil {
 		return err
 	}
+	var flags uint16
+	if c.dialer.Whole && c.peer.structured && c.peer.flags&flagDF != 0 {
+		flags = cmdDF
+	}
 	return split(offset, int64(len(p)), maxPayload, func(at, n int64) error {
-		return c.do(ctx, &call{request: request{command: cmdRead, offset: uint64(at), length: uint32(n)}, into: p[at-offset:][:n]})
+		return c.do(ctx, &call{request: request{flags: flags, command: cmdRead, offset: uint64(at), length: uint32(n)}, into: p[at-offset:][:n]})
 	})
 }
 

@@ -17,3 +17,31 @@ func TestPoison(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestWhole: reads in one piece are asked for where that is wanted and the server can.
+func TestWhole(t *testing.T) {
+	for _, tt := range []struct {
+		dialer Dialer
+		flags  uint16
+		want   uint16
+	}{{Dialer{Whole: true}, flagHasFlags | flagDF, cmdDF}, {Dialer{Whole: true}, flagHasFlags, 0}, {Dialer{}, flagHasFlags | flagDF, 0}} {
+		asked := make(chan request, 1)
+		c := dial(t, fake(t, 1000, tt.flags, true, func(r *raw) {
+			p := make([]byte, requestSize)
+			if _, err := io.ReadFull(r, p); err != nil {
+				return
+			}
+			q, _ := parseRequest(p)
+			asked <- q
+			r.Write(bytesOf(uint32(magicStructured), uint16(1), uint16(replyData), q.cookie, uint32(18), q.offset, "abcdefghij"))
+			_, _ = io.ReadFull(r, p)
+		}), tt.dialer)
+		p := make([]byte, 10)
+		if err := c.Read(t.Context(), p, 10); err != nil || string(p) != "abcdefghij" {
+			t.Errorf("%q, %v", p, err)
+		}
+		if q := <-asked; q.flags != tt.want {
+			t.Errorf("flags %#x, want %#x", q.flags, tt.want)
+		}
+	}
+}

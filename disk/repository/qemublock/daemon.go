@@ -281,7 +281,7 @@ func (d *daemon) export(ctx context.Context, o Options) error {
 	}
 	stop := context.AfterFunc(ctx, d.kill)
 	defer stop()
-	dialer := nbd.Dialer{Patience: o.Limit, Log: slog.New(slog.DiscardHandler)} // errors say it all
+	dialer := nbd.Dialer{Patience: o.Limit, Log: slog.New(slog.DiscardHandler), Whole: true} // errors say it all
 	for range o.Connections {
 		c, err := dialer.Dial(d.ctx, "unix", d.socket(), exportName)
 		if err != nil {

@@ -30,6 +30,9 @@ func (r *Repository) attach(ctx context.Context, i rbdImage, uid, gid int) (stri
 			options += ",noudev"
 		}
 		out, err := r.rbd(ctx, "device", "map", "--image", i.Name, "--options", options)
+		if err != nil && strings.Contains(err.Error(), "ms_mode") { // monitors that speak only the second version of the protocol
+			out, err = r.rbd(ctx, "device", "map", "--image", i.Name, "--options", options+",ms_mode=prefer-crc")
+		}
 		if err != nil {
 			return "", err
 		}
