@@ -105,12 +105,20 @@ func (t Tools) explain(ctx context.Context, group, name string, err error) error
 	return fmt.Errorf("logical volume %s/%s: %w", group, name, err)
 }
 
-// Remove removes a logical volume; fault.Busy when it is open, fault.NotFound.
-func (t Tools) Remove(ctx context.Context, group, name string) error {
-	if err := CheckVolume(group, name); err != nil {
-		return err
+// Remove removes logical volumes, one after the other, even when one of them fails; fault.Busy for one that is open for
+// longer than some seconds, fault.NotFound.
+func (t Tools) Remove(ctx context.Context, group string, names ...string) error {
+	args := []string{"-y"}
+	for _, name := range names {
+		if err := CheckVolume(group, name); err != nil {
+			return err
+		}
+		args = append(args, group+"/"+name)
 	}
-	return t.explained(ctx, group, name, "lvremove", "-y", group+"/"+name)
+	if len(names) == 0 {
+		return nil // lvremove has no such mercy
+	}
+	return t.explained(ctx, group, strings.Join(names, " "), "lvremove", args...)
 }
 
 func (t Tools) explained(ctx context.Context, group, name, tool string, args ...string) error {

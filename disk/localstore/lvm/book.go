@@ -49,7 +49,7 @@ func (s *Store) look(ctx context.Context) (book, error) { return s.looks.do(ctx,
 func (s *Store) read(ctx context.Context) (book, error) {
 	all, err := s.Tools.Volumes(ctx, s.group)
 	if err != nil {
-		return book{}, s.gone(err)
+		return book{}, s.unread(err)
 	}
 	b := book{all: map[string]lvm.Volume{}, ours: map[string]entry{}}
 	for _, v := range all {

@@ -235,3 +235,25 @@ func TestBadConfig(t *testing.T) {
 		}
 	}
 }
+
+// Several are removed at once; one that is in use keeps none of the others.
+func TestOneBusyAmongSeveral(t *testing.T) {
+	host, open := played(t, localstore.Thick)
+	s := open(t, 0).(*Store)
+	var names []string
+	for i := range 3 {
+		name := fmt.Sprintf("%d.0", i)
+		if _, err := s.Provision(t.Context(), localstore.VolumeSpec{Name: name, Size: extent, UID: os.Geteuid(), GID: os.Getegid()}); err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, s.logical(name))
+	}
+	host.SetOpen(names[1], true)
+	errs, err := s.removeAll(t.Context(), names)
+	if err != nil || !fault.Is(errs[names[1]], fault.Busy) {
+		t.Error(errs, err)
+	}
+	if list, err := s.List(t.Context()); err != nil || len(list) != 1 || list[0].Name != "1.0" {
+		t.Errorf("%+v %v", list, err)
+	}
+}

@@ -63,6 +63,7 @@ type Store struct {
 	extent      int64         // bytes
 	looks       batcher[book]
 	whole       batcher[struct{}]
+	gone        batcher[map[string]error]
 }
 
 var _ localstore.Volumes = (*Store)(nil)
@@ -93,7 +94,7 @@ func open(ctx context.Context, c Config, d devices) (*Store, error) {
 	}
 	s.gate, s.extent = newGate(s.locks), group.Extent
 	s.looks.run = func(ctx context.Context, _ []string) (book, error) { return s.read(ctx) }
-	s.whole.run = s.markWhole
+	s.whole.run, s.gone.run = s.markWhole, s.removeAll
 	leave, err := s.gate.enter(ctx)
 	if err != nil {
 		return nil, s.errorf(err)
@@ -166,8 +167,8 @@ func (s *Store) errorf(err error) error {
 	return fault.Errorf(fault.ClassOf(err), "local store %s: %w", s.Path, err)
 }
 
-// gone is the error of a group that cannot be read: its being missing says nothing about volumes.
-func (s *Store) gone(err error) error {
+// unread is the error of a group that cannot be read: its being missing says nothing about volumes.
+func (s *Store) unread(err error) error {
 	if fault.Is(err, fault.NotFound) {
 		return fault.Errorf(fault.Unavailable, "local store %s: %w", s.Path, err)
 	}

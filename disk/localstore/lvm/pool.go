@@ -57,7 +57,7 @@ func (s *Store) makePool(ctx context.Context, b book, name string, needed int64)
 	}
 	g, err := s.Tools.Group(ctx, s.group)
 	if err != nil {
-		return s.gone(err)
+		return s.unread(err)
 	}
 	if made && !pool.IsPool {
 		if !s.isOurPool(pool) {

@@ -195,7 +195,10 @@ const sector = 512
 // remove a logical volume of ours that nobody uses, though somebody may look at it, see openTime. No error when there is none.
 func (s *Store) remove(ctx context.Context, name string) error {
 	for began := time.Now(); ; {
-		err := s.Tools.Remove(ctx, s.group, name) // waits by itself for a while
+		errs, err := s.gone.do(ctx, name) // waits by itself for a while
+		if err == nil {
+			err = errs[name]
+		}
 		if err == nil || fault.Is(err, fault.NotFound) {
 			return nil
 		}
@@ -203,4 +206,21 @@ func (s *Store) remove(ctx context.Context, name string) error {
 			return err
 		}
 	}
+}
+
+// removeAll removes several, and returns what went wrong by name. Each is tried alone when that fails.
+func (s *Store) removeAll(ctx context.Context, names []string) (map[string]error, error) {
+	errs := map[string]error{}
+	err := s.Tools.Remove(ctx, s.group, names...)
+	if err == nil {
+		return errs, nil
+	}
+	if len(names) == 1 {
+		errs[names[0]] = err
+		return errs, nil
+	}
+	for _, name := range names {
+		errs[name] = s.Tools.Remove(ctx, s.group, name)
+	}
+	return errs, nil
 }

@@ -170,7 +170,7 @@ func (s *Store) Unprovision(ctx context.Context, name string) error {
 func (s *Store) Capacity(ctx context.Context) (disk.Capacity, error) {
 	group, err := s.Tools.Group(ctx, s.group)
 	if err != nil {
-		return disk.Capacity{}, s.gone(err)
+		return disk.Capacity{}, s.unread(err)
 	}
 	b, err := s.look(ctx)
 	if err != nil {

@@ -156,12 +156,20 @@ func (h *Host) tool(name string, a arguments) (out []byte, say string) {
 	}
 	switch name {
 	case "lvremove":
-		if v.open {
-			return nil, fmt.Sprintf("Logical volume %s/%s in use.", group, lv)
+		for _, full := range a.rest {
+			name := strings.TrimPrefix(full, group+"/")
+			switch v := h.volumes[name]; {
+			case v == nil:
+				say = fmt.Sprintf("Failed to find logical volume %q", full)
+			case v.open:
+				say = fmt.Sprintf("Logical volume %s in use.", full)
+			default:
+				_ = os.Remove(h.Path(name))
+				_ = os.Remove(h.Path(name) + "~")
+				delete(h.volumes, name)
+			}
 		}
-		_ = os.Remove(h.Path(lv))
-		_ = os.Remove(h.Path(lv) + "~")
-		delete(h.volumes, lv)
+		return nil, say
 	case "lvrename":
 		to := a.rest[2]
 		if h.volumes[to] != nil {
