@@ -50,15 +50,28 @@ func (m *mount) there() bool {
 func TestGuestNFSSuite(t *testing.T) {
 	labtest.Guest(t)
 	s := nfslab.Start(t, nfslab.Disk(t, "ext4"))
+	// One mount for all: to make one takes a second there.
 	mounts := t.TempDir()
-	n := 0
+	first := connect(t, mounts, s.Dir, "")
 	repositorytest.Run(t, func(t *testing.T) repository.Repository {
-		n++
-		export := fmt.Sprintf("%s/%d", s.Dir, n)
-		if err := os.Mkdir(export, 0o755); err != nil {
+		if _, err := first.List(t.Context(), ""); err != nil { // it is there, and in use
 			t.Fatal(err)
 		}
-		return connect(t, mounts, export, "")
+		left, err := filepath.Glob(first.mount.dir + "/*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range left {
+			if err := os.RemoveAll(name); err != nil && filepath.Base(name) != "lost+found" {
+				t.Fatal(err)
+			}
+		}
+		r, err := Config{Dir: mounts, Grace: time.Nanosecond}.New(disk.Repository{ID: 7, Driver: "nfs", Path: "127.0.0.1:" + s.Dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { r.Close() })
+		return r
 	})
 }
 
