@@ -1,7 +1,11 @@
 // Package path is the repository driver for a directory: a local one, an NFS mount or a cluster file system.
 //
 // An object is a file. While it is written it is a hidden file beside its place, held by a lock file that the
-// kernel lets go when its writer dies, on NFS too; so two hosts never write one object.
+// kernel lets go when its writer dies, so two hosts never write one object. On NFS the server has these locks, and ends
+// those of a host that died after its lease time; each host needs a name of its own there, see package nfs. A host that
+// was away for longer finds that its object was taken, and publishes nothing.
+//
+// Clones share blocks (reflink) or are copied by the kernel or the server, see CreateFrom.
 package path
 
 import (
