@@ -29,7 +29,10 @@ func (p *pausable) pause() {
 
 // do does not return an error that came after end, unless the file is taken away or who asked is killed.
 func (p *pausable) do(asked context.Context, f func(context.Context) error) error {
-	p.mu.RLock()
+	if !p.mu.TryRLock() { // only pause locks it for writing
+		<-asked.Done()
+		return asked.Err()
+	}
 	ctx, cancel := context.WithCancel(asked)
 	stop := context.AfterFunc(p.ended, cancel)
 	err := f(ctx)
