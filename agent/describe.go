@@ -45,8 +45,12 @@ func repository(r *wire.Repository) disk.Repository {
 }
 
 func describeImage(i *wire.Image) disk.Image {
-	return disk.Image{ID: int(i.Id), Name: i.Name, Repository: repository(i.Repository), Source: i.Source,
+	img := disk.Image{ID: int(i.Id), Name: i.Name, Repository: repository(i.Repository), Source: i.Source,
 		Format: i.Format, Digest: i.Digest, Size: i.Size, Persistent: i.Persistent}
+	if i.IndexRepository != nil {
+		img.Index = &disk.Object{Repository: repository(i.IndexRepository), Name: i.IndexObject}
+	}
+	return img
 }
 
 func spec(d *wire.Disk, tree bool) disk.Spec {

@@ -42,6 +42,7 @@ type Image struct {
 	ObjectSize  int64             `json:"object_size,omitempty"`  // bytes of the object in the repository; raw: as Size
 	StoredBytes int64             `json:"stored_bytes,omitempty"` // allocated in the repository
 	Registered  bool              `json:"registered,omitempty"`   // the object was there before: its content is not Hayloft's to delete
+	IndexIn     int               `json:"index_in,omitempty"`     // datastore of the chunk index when that is not beside the object; 0: it is
 	SavedFrom   *SavedFrom        `json:"saved_from,omitempty"`   // made by disk-saveas
 	ClonedFrom  *ClonedFrom       `json:"cloned_from,omitempty"`
 	Flatten     bool              `json:"flatten,omitempty"` // is to be made independent of ClonedFrom

@@ -7,6 +7,7 @@ import (
 	"context"
 
 	"hayloft/disk/device"
+	"hayloft/image"
 )
 
 // Repository says where images live and how they are reached: a datastore, as the server describes it.
@@ -27,6 +28,22 @@ type Image struct {
 	Digest     string // "blake3:HEX" of the chunk index, see image.Index
 	Size       int64  // bytes of the object as stored (raw: virtual size)
 	Persistent bool
+	// Index is where its chunk index is, when that is not beside it: for repositories that nobody could put one into.
+	Index *Object `json:",omitempty"`
+}
+
+// Object is one in a repository.
+type Object struct {
+	Repository Repository
+	Name       string
+}
+
+// IndexAt is where the chunk index is.
+func (i *Image) IndexAt() Object {
+	if i.Index != nil {
+		return *i.Index
+	}
+	return Object{i.Repository, image.IndexName(i.Source)}
 }
 
 // Spec is one disk of a machine.

@@ -208,6 +208,57 @@ func TestImageThatIsThereAlready(t *testing.T) {
 	}
 }
 
+// What has no index beside it is read through once; its index goes with the image.
+func TestImageWithoutIndex(t *testing.T) {
+	s := newSite(t)
+	c := s.server("one")
+	dir := filepath.Join(s.dir, "plain")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "deb.img"), []byte(strings.Repeat("goldhay\n", 64_000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.CreateDatastore(t.Context(), "NAME=plain\nBASE_PATH=\""+dir+"\"", ""); err != nil {
+		t.Fatal(err)
+	}
+	id, err := c.CreateImage(t.Context(), "NAME=deb\nSOURCE=deb.img", "plain")
+	if err != nil {
+		t.Fatal(err)
+	}
+	img := s.imageIs(c, id, cloud.ImageStateReady)
+	ds, err := c.Datastore(t.Context(), "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	index := filepath.Join(ds.BasePath, image.IndexName("image-"+strconv.Itoa(id)))
+	if _, err := os.Stat(index); err != nil || img.IndexIn != ds.ID || img.Digest == "" || img.Size != 512_000 {
+		t.Errorf("%v, %+v", err, img.Image)
+	}
+	clone, err := c.CloneImage(t.Context(), "deb", api.CloneImage{Name: "copy", Datastore: "default"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i := s.imageIs(c, clone, cloud.ImageStateReady); i.Digest != img.Digest || i.IndexIn != 0 {
+		t.Errorf("clone %+v", i.Image)
+	}
+	wrong, err := c.CreateImage(t.Context(), "NAME=wrong\nSOURCE=deb2.img\nDIGEST=\"blake3:00\"", "plain")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.imageIs(c, wrong, cloud.ImageStateError)
+	if err := c.Delete(t.Context(), cloud.KindImage, "deb"); err != nil {
+		t.Fatal(err)
+	}
+	s.until("the index is gone", func(context.Context) bool {
+		_, err := os.Stat(index)
+		return os.IsNotExist(err)
+	})
+	if _, err := os.Stat(filepath.Join(dir, "deb.img")); err != nil {
+		t.Error(err)
+	}
+}
+
 // Deleting an image takes all of it along; a persistent one tells who owns it, and can be released.
 func TestOwnedImage(t *testing.T) {
 	s := newSite(t)

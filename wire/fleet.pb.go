@@ -1407,17 +1407,19 @@ func (x *Repository) GetOptions() map[string]string {
 }
 
 type Image struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Repository    *Repository            `protobuf:"bytes,3,opt,name=repository,proto3" json:"repository,omitempty"`
-	Source        string                 `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
-	Format        string                 `protobuf:"bytes,5,opt,name=format,proto3" json:"format,omitempty"`
-	Digest        string                 `protobuf:"bytes,6,opt,name=digest,proto3" json:"digest,omitempty"`
-	Size          int64                  `protobuf:"varint,7,opt,name=size,proto3" json:"size,omitempty"`
-	Persistent    bool                   `protobuf:"varint,8,opt,name=persistent,proto3" json:"persistent,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Id              int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name            string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Repository      *Repository            `protobuf:"bytes,3,opt,name=repository,proto3" json:"repository,omitempty"`
+	Source          string                 `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
+	Format          string                 `protobuf:"bytes,5,opt,name=format,proto3" json:"format,omitempty"`
+	Digest          string                 `protobuf:"bytes,6,opt,name=digest,proto3" json:"digest,omitempty"`
+	Size            int64                  `protobuf:"varint,7,opt,name=size,proto3" json:"size,omitempty"`
+	Persistent      bool                   `protobuf:"varint,8,opt,name=persistent,proto3" json:"persistent,omitempty"`
+	IndexRepository *Repository            `protobuf:"bytes,9,opt,name=index_repository,json=indexRepository,proto3" json:"index_repository,omitempty"` // where its chunk index is; absent: beside it, named after it
+	IndexObject     string                 `protobuf:"bytes,10,opt,name=index_object,json=indexObject,proto3" json:"index_object,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Image) Reset() {
@@ -1504,6 +1506,20 @@ func (x *Image) GetPersistent() bool {
 		return x.Persistent
 	}
 	return false
+}
+
+func (x *Image) GetIndexRepository() *Repository {
+	if x != nil {
+		return x.IndexRepository
+	}
+	return nil
+}
+
+func (x *Image) GetIndexObject() string {
+	if x != nil {
+		return x.IndexObject
+	}
+	return ""
 }
 
 type Disk struct {
@@ -2932,7 +2948,7 @@ const file_fleet_proto_rawDesc = "" +
 	"\aoptions\x18\x04 \x03(\v2(.hayloft.wire.v1.Repository.OptionsEntryR\aoptions\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcf\x02\n" +
 	"\x05Image\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12;\n" +
@@ -2945,7 +2961,10 @@ const file_fleet_proto_rawDesc = "" +
 	"\x04size\x18\a \x01(\x03R\x04size\x12\x1e\n" +
 	"\n" +
 	"persistent\x18\b \x01(\bR\n" +
-	"persistent\"\x8b\x03\n" +
+	"persistent\x12F\n" +
+	"\x10index_repository\x18\t \x01(\v2\x1b.hayloft.wire.v1.RepositoryR\x0findexRepository\x12!\n" +
+	"\findex_object\x18\n" +
+	" \x01(\tR\vindexObject\"\x8b\x03\n" +
 	"\x04Disk\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x05R\x02id\x12,\n" +
 	"\x05image\x18\x02 \x01(\v2\x16.hayloft.wire.v1.ImageR\x05image\x12\x12\n" +
@@ -3190,29 +3209,30 @@ var file_fleet_proto_depIdxs = []int32{
 	17, // 22: hayloft.wire.v1.Boot.initrd:type_name -> hayloft.wire.v1.Image
 	35, // 23: hayloft.wire.v1.Repository.options:type_name -> hayloft.wire.v1.Repository.OptionsEntry
 	16, // 24: hayloft.wire.v1.Image.repository:type_name -> hayloft.wire.v1.Repository
-	17, // 25: hayloft.wire.v1.Disk.image:type_name -> hayloft.wire.v1.Image
-	20, // 26: hayloft.wire.v1.NIC.network:type_name -> hayloft.wire.v1.Network
-	11, // 27: hayloft.wire.v1.Order.assignments:type_name -> hayloft.wire.v1.Assignment
-	30, // 28: hayloft.wire.v1.Order.tunnel:type_name -> hayloft.wire.v1.OpenTunnel
-	23, // 29: hayloft.wire.v1.Order.prefetches:type_name -> hayloft.wire.v1.Prefetches
-	24, // 30: hayloft.wire.v1.Prefetches.all:type_name -> hayloft.wire.v1.Prefetch
-	17, // 31: hayloft.wire.v1.Prefetch.image:type_name -> hayloft.wire.v1.Image
-	1,  // 32: hayloft.wire.v1.MachineReport.phase:type_name -> hayloft.wire.v1.Phase
-	2,  // 33: hayloft.wire.v1.MachineReport.failed_step:type_name -> hayloft.wire.v1.Step
-	28, // 34: hayloft.wire.v1.MachineReport.timing:type_name -> hayloft.wire.v1.Timing
-	29, // 35: hayloft.wire.v1.MachineReport.saves:type_name -> hayloft.wire.v1.SaveResult
-	27, // 36: hayloft.wire.v1.MachineReport.caches:type_name -> hayloft.wire.v1.DiskCache
-	3,  // 37: hayloft.wire.v1.Fleet.Enroll:input_type -> hayloft.wire.v1.EnrollRequest
-	5,  // 38: hayloft.wire.v1.Fleet.Session:input_type -> hayloft.wire.v1.Report
-	31, // 39: hayloft.wire.v1.Fleet.Tunnel:input_type -> hayloft.wire.v1.Frame
-	4,  // 40: hayloft.wire.v1.Fleet.Enroll:output_type -> hayloft.wire.v1.EnrollReply
-	22, // 41: hayloft.wire.v1.Fleet.Session:output_type -> hayloft.wire.v1.Order
-	31, // 42: hayloft.wire.v1.Fleet.Tunnel:output_type -> hayloft.wire.v1.Frame
-	40, // [40:43] is the sub-list for method output_type
-	37, // [37:40] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	16, // 25: hayloft.wire.v1.Image.index_repository:type_name -> hayloft.wire.v1.Repository
+	17, // 26: hayloft.wire.v1.Disk.image:type_name -> hayloft.wire.v1.Image
+	20, // 27: hayloft.wire.v1.NIC.network:type_name -> hayloft.wire.v1.Network
+	11, // 28: hayloft.wire.v1.Order.assignments:type_name -> hayloft.wire.v1.Assignment
+	30, // 29: hayloft.wire.v1.Order.tunnel:type_name -> hayloft.wire.v1.OpenTunnel
+	23, // 30: hayloft.wire.v1.Order.prefetches:type_name -> hayloft.wire.v1.Prefetches
+	24, // 31: hayloft.wire.v1.Prefetches.all:type_name -> hayloft.wire.v1.Prefetch
+	17, // 32: hayloft.wire.v1.Prefetch.image:type_name -> hayloft.wire.v1.Image
+	1,  // 33: hayloft.wire.v1.MachineReport.phase:type_name -> hayloft.wire.v1.Phase
+	2,  // 34: hayloft.wire.v1.MachineReport.failed_step:type_name -> hayloft.wire.v1.Step
+	28, // 35: hayloft.wire.v1.MachineReport.timing:type_name -> hayloft.wire.v1.Timing
+	29, // 36: hayloft.wire.v1.MachineReport.saves:type_name -> hayloft.wire.v1.SaveResult
+	27, // 37: hayloft.wire.v1.MachineReport.caches:type_name -> hayloft.wire.v1.DiskCache
+	3,  // 38: hayloft.wire.v1.Fleet.Enroll:input_type -> hayloft.wire.v1.EnrollRequest
+	5,  // 39: hayloft.wire.v1.Fleet.Session:input_type -> hayloft.wire.v1.Report
+	31, // 40: hayloft.wire.v1.Fleet.Tunnel:input_type -> hayloft.wire.v1.Frame
+	4,  // 41: hayloft.wire.v1.Fleet.Enroll:output_type -> hayloft.wire.v1.EnrollReply
+	22, // 42: hayloft.wire.v1.Fleet.Session:output_type -> hayloft.wire.v1.Order
+	31, // 43: hayloft.wire.v1.Fleet.Tunnel:output_type -> hayloft.wire.v1.Frame
+	41, // [41:44] is the sub-list for method output_type
+	38, // [38:41] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_fleet_proto_init() }

@@ -23,11 +23,12 @@ func (b *based) readIndex(ctx context.Context, s BaseSpec) (*image.Index, error)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) && !fault.Is(err, fault.Corrupt) {
 		return index, err
 	}
-	repo, err := b.daemon.config.Open(s.Image.Repository)
+	at := s.Image.IndexAt()
+	repo, err := b.daemon.config.Open(at.Repository)
 	if err != nil {
 		return nil, err
 	}
-	src, err := repo.Open(ctx, image.IndexName(s.Image.Source))
+	src, err := repo.Open(ctx, at.Name)
 	if err != nil {
 		return nil, err
 	}

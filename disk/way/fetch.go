@@ -73,23 +73,27 @@ func (w *Way) index(ctx context.Context, img disk.Image) (repository.Repository,
 	if err != nil {
 		return nil, nil, err
 	}
-	index, err := readIndex(ctx, repo, img)
+	index, err := w.readIndex(ctx, img)
 	return repo, index, err
 }
 
-func readIndex(ctx context.Context, repo repository.Repository, img disk.Image) (*image.Index, error) {
+func (w *Way) readIndex(ctx context.Context, img disk.Image) (*image.Index, error) {
 	if _, err := image.ParseDigest(img.Digest); err != nil {
 		return nil, err
 	}
-	name := image.IndexName(img.Source)
-	src, err := repo.Open(ctx, name)
+	at := img.IndexAt()
+	repo, err := w.open(at.Repository)
+	if err != nil {
+		return nil, err
+	}
+	src, err := repo.Open(ctx, at.Name)
 	if err != nil {
 		return nil, err
 	}
 	defer src.Close()
 	index, err := image.ReadIndex(src, src.Size(), img.Digest)
 	if err != nil {
-		return nil, fmt.Errorf("object %s: %w", name, err)
+		return nil, fmt.Errorf("object %s: %w", at.Name, err)
 	}
 	return index, nil
 }

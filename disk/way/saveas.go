@@ -159,7 +159,7 @@ func (w *Way) saveChanges(ctx context.Context, repo repository.Repository, c *ho
 	if !ok || !c.clone || img == nil || img.Persistent || !sameRepository(img.Repository, to) {
 		return disk.Saved{}, fault.Errorf(fault.Unsupported, "not a clone of an image in datastore %d", to.ID)
 	}
-	before, err := w.baseIndex(ctx, repo, *img)
+	before, err := w.baseIndex(ctx, *img)
 	if err != nil {
 		return disk.Saved{}, fault.As(fault.Unsupported, err) // the image is gone: all of it is copied
 	}
@@ -195,7 +195,7 @@ func sameRepository(a, b disk.Repository) bool {
 }
 
 // baseIndex is the index of an image: the one on this host, or else that of its repository.
-func (w *Way) baseIndex(ctx context.Context, repo repository.Repository, img disk.Image) (*image.Index, error) {
+func (w *Way) baseIndex(ctx context.Context, img disk.Image) (*image.Index, error) {
 	if path, err := w.store.Path(img.Digest, localstore.Data); err == nil {
 		if text, err := os.ReadFile(filepath.Join(filepath.Dir(path), localstore.IndexFile)); err == nil {
 			if index, err := image.UnmarshalIndex(text); err == nil && index.Digest() == img.Digest {
@@ -203,12 +203,7 @@ func (w *Way) baseIndex(ctx context.Context, repo repository.Repository, img dis
 			}
 		}
 	}
-	src, err := repo.Open(ctx, image.IndexName(img.Source))
-	if err != nil {
-		return nil, err
-	}
-	defer src.Close()
-	return image.ReadIndex(src, src.Size(), img.Digest)
+	return w.readIndex(ctx, img)
 }
 
 // publish ends an object that has been written, or takes it back.

@@ -117,7 +117,27 @@ func diskOf(d cloud.Disk, c Catalog) (*wire.Disk, error) {
 	repository := repositoryOf(&ds)
 	w.Image = &wire.Image{Id: int64(d.ImageID), Name: d.Image, Repository: repository, Source: d.Source, Format: d.Format,
 		Digest: d.Digest, Size: d.ImageSize, Persistent: d.Persistent}
-	return w, nil
+	return w, indexOf(w.Image, c)
+}
+
+// indexOf adds where an image's chunk index is, when that is not beside it.
+func indexOf(w *wire.Image, c ImageCatalog) error {
+	img, err := c.Image(int(w.Id))
+	if err != nil || img.IndexIn == 0 {
+		return nil // an image that is gone had no machine any more that needs it
+	}
+	ds, err := c.Datastore(img.IndexIn)
+	if err != nil {
+		return err
+	}
+	w.IndexRepository, w.IndexObject = repositoryOf(&ds), indexObject(img.ID)
+	return nil
+}
+
+// ImageCatalog finds images and their datastores.
+type ImageCatalog interface {
+	Image(id int) (cloud.Image, error)
+	Datastore(id int) (cloud.Datastore, error)
 }
 
 func fileImage(f *cloud.FileImage, c Catalog) (*wire.Image, error) {
@@ -128,8 +148,9 @@ func fileImage(f *cloud.FileImage, c Catalog) (*wire.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &wire.Image{Id: int64(f.ImageID), Name: f.Name, Repository: repository, Source: f.Source, Format: "raw",
-		Digest: f.Digest, Size: f.Size}, nil
+	w := &wire.Image{Id: int64(f.ImageID), Name: f.Name, Repository: repository, Source: f.Source, Format: "raw",
+		Digest: f.Digest, Size: f.Size}
+	return w, indexOf(w, c)
 }
 
 func wireRepository(c Catalog, id int) (*wire.Repository, error) {

@@ -12,8 +12,8 @@ import (
 )
 
 // clone makes an image's object from that of another image: by the storage where both are in one datastore that can, else
-// through this server. kind says which.
-func (m *importers) clone(ctx context.Context, repo repository.Repository, img cloud.Image) (info image.Info, kind repository.CloneKind, err error) {
+// through this server.
+func (m *importers) clone(ctx context.Context, repo repository.Repository, img cloud.Image) (done made, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("clone of image %d: %w", img.ClonedFrom.ImageID, err)
@@ -21,32 +21,32 @@ func (m *importers) clone(ctx context.Context, repo repository.Repository, img c
 	}()
 	from, err := m.c.inv.Image(img.ClonedFrom.ImageID)
 	if err != nil {
-		return info, "", err
+		return done, err
 	}
 	if from.State != cloud.ImageStateReady {
-		return info, "", fault.Errorf(fault.WrongState, "it is %v", from.State)
+		return done, fault.Errorf(fault.WrongState, "it is %v", from.State)
 	}
 	source := repo
 	if from.DatastoreID != img.DatastoreID {
 		if source, err = m.open(from); err != nil {
-			return info, "", err
+			return done, err
 		}
 	}
 	src, err := source.Open(ctx, from.Source)
 	if err != nil {
-		return info, "", err
+		return done, err
 	}
 	defer src.Close()
 	var index *image.Index
 	if !from.Persistent { // else what its index says has been over since its first machine
-		if index, err = readIndex(ctx, source, from); err != nil {
-			return info, "", fmt.Errorf("its index: %w", err)
+		if index, err = m.indexOfImage(ctx, source, from); err != nil {
+			return done, fmt.Errorf("its index: %w", err)
 		}
 	}
 	report := func(done int64) { m.c.progress.setImage(img.ID, done, src.Size()) }
 	w, kind, copied, err := begin(ctx, repo, source, from, img)
 	if err != nil {
-		return info, "", err
+		return done, err
 	}
 	switch {
 	case copied && index != nil:
@@ -61,18 +61,18 @@ func (m *importers) clone(ctx context.Context, repo repository.Repository, img c
 		return m.cloneThenRead(ctx, repo, w, kind, from, img, report)
 	}
 	if err != nil {
-		return info, "", errors.Join(err, w.Abort())
+		return done, errors.Join(err, w.Abort())
 	}
 	if err := image.Publish(ctx, repo, img.Source, w, index); err != nil {
-		return info, "", err
+		return done, err
 	}
-	return cloneInfo(from, index), kind, nil
+	return made{Info: cloneInfo(from, index), clone: kind}, nil
 }
 
 // cloneThenRead ends a clone of what has no index: it is read once it is there, and nobody can change it any more.
-func (m *importers) cloneThenRead(ctx context.Context, repo repository.Repository, w repository.Writer, kind repository.CloneKind, from, img cloud.Image, report func(int64)) (info image.Info, _ repository.CloneKind, err error) {
+func (m *importers) cloneThenRead(ctx context.Context, repo repository.Repository, w repository.Writer, kind repository.CloneKind, from, img cloud.Image, report func(int64)) (done made, err error) {
 	if err := w.Commit(ctx); err != nil {
-		return info, "", errors.Join(err, w.Abort())
+		return done, errors.Join(err, w.Abort())
 	}
 	defer func() {
 		if err != nil && ctx.Err() == nil {
@@ -81,24 +81,24 @@ func (m *importers) cloneThenRead(ctx context.Context, repo repository.Repositor
 	}()
 	src, err := repo.Open(ctx, img.Source)
 	if err != nil {
-		return info, "", err
+		return done, err
 	}
 	defer src.Close()
 	index, _, err := image.Scan(ctx, nil, src, src.Size(), report)
 	if err != nil {
-		return info, "", err
+		return done, err
 	}
 	beside, err := repo.Create(ctx, image.IndexName(img.Source))
 	if err != nil {
-		return info, "", err
+		return done, err
 	}
 	if _, err = beside.WriteAt(index.Marshal(), 0); err == nil {
 		err = beside.Commit(ctx)
 	}
 	if err != nil {
-		return info, "", errors.Join(err, beside.Abort())
+		return done, errors.Join(err, beside.Abort())
 	}
-	return cloneInfo(from, index), kind, nil
+	return made{Info: cloneInfo(from, index), clone: kind}, nil
 }
 
 func cloneInfo(from cloud.Image, index *image.Index) image.Info {

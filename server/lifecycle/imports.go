@@ -119,7 +119,7 @@ func (m *importers) take(ctx context.Context, img cloud.Image) error {
 	} else {
 		m.c.log.Info("image import", "image", img.ID, "from", img.Path)
 	}
-	info, kind, err := m.content(ctx, img)
+	info, err := m.content(ctx, img)
 	if err != nil && ctx.Err() != nil {
 		return err // stopped, not failed: it starts over, or is deleted
 	}
@@ -132,9 +132,9 @@ func (m *importers) take(ctx context.Context, img cloud.Image) error {
 			return nil
 		}
 		now.State, now.Format, now.Digest = cloud.ImageStateReady, string(info.Format), info.Digest
-		now.Size, now.ObjectSize, now.StoredBytes = info.Size, info.ObjectSize, info.StoredBytes
+		now.Size, now.ObjectSize, now.StoredBytes, now.IndexIn = info.Size, info.ObjectSize, info.StoredBytes, info.indexIn
 		if now.ClonedFrom != nil {
-			now.ClonedFrom = &cloud.ClonedFrom{ImageID: now.ClonedFrom.ImageID, Kind: string(kind)}
+			now.ClonedFrom = &cloud.ClonedFrom{ImageID: now.ClonedFrom.ImageID, Kind: string(info.clone)}
 		}
 		return nil
 	}, m.c.fence)
@@ -147,35 +147,41 @@ func (m *importers) take(ctx context.Context, img cloud.Image) error {
 	return m.c.inv.WaitFor(ctx, revision)
 }
 
-// content makes the image's object; kind is how, for a clone.
-func (m *importers) content(ctx context.Context, img cloud.Image) (info image.Info, kind repository.CloneKind, err error) {
+// made is what came of an image's object.
+type made struct {
+	image.Info
+	clone   repository.CloneKind // how it was cloned
+	indexIn int                  // datastore of its index; 0: its own
+}
+
+// content makes the image's object.
+func (m *importers) content(ctx context.Context, img cloud.Image) (done made, err error) {
 	repo, err := m.open(img)
 	if err != nil {
-		return info, "", err
+		return done, err
 	}
 	if img.Registered {
-		info, err = register(ctx, repo, img)
-		return info, "", err
+		return m.register(ctx, repo, img)
 	}
 	// Half of an earlier attempt may be there.
 	for _, name := range []string{image.ProfileName(img.Source), image.IndexName(img.Source), img.Source} {
 		if err := repo.Delete(ctx, name); err != nil && !fault.Is(err, fault.NotFound) {
-			return info, "", err
+			return done, err
 		}
 	}
 	switch {
 	case img.ClonedFrom != nil:
 		return m.clone(ctx, repo, img)
 	case img.Path == "":
-		info, err = image.Create(ctx, image.CreateOptions{Size: img.Size, To: repo, Name: img.Source})
-		return info, "", err
+		done.Info, err = image.Create(ctx, image.CreateOptions{Size: img.Size, To: repo, Name: img.Source})
+		return done, err
 	}
-	info, err = image.Import(ctx, image.ImportOptions{
+	done.Info, err = image.Import(ctx, image.ImportOptions{
 		Source: img.Path, Type: image.Type(img.Type.String()), Format: image.Format(img.Format), ExpectedDigest: img.Expect,
 		To: repo, Name: img.Source, Runner: m.c.Runner,
 		Report: func(done, total int64) { m.c.progress.setImage(img.ID, done, total) },
 	})
-	return info, "", err
+	return done, err
 }
 
 // abandoned reports whether no machine has the order any more to save a disk as this image.
@@ -226,6 +232,9 @@ func (m *importers) remove(ctx context.Context, img cloud.Image) error {
 			}
 			return err
 		}
+	}
+	if err := m.dropIndex(ctx, img); err != nil {
+		return err
 	}
 	_, revision, err := m.c.inv.Images.Get(ctx, img.ID)
 	if err != nil {

@@ -28,8 +28,12 @@ func Prefetches(host int, c PrefetchCatalog) *wire.Prefetches {
 		if err != nil {
 			continue
 		}
-		all.All = append(all.All, &wire.Prefetch{Serial: p.Serial, Rate: p.Rate, Image: &wire.Image{Id: int64(img.ID), Name: img.Name,
-			Repository: repository, Source: img.Source, Format: img.Format, Digest: img.Digest, Size: img.ObjectSize}})
+		w := &wire.Image{Id: int64(img.ID), Name: img.Name, Repository: repository, Source: img.Source, Format: img.Format, Digest: img.Digest,
+			Size: img.ObjectSize}
+		if err := indexOf(w, c); err != nil {
+			continue
+		}
+		all.All = append(all.All, &wire.Prefetch{Serial: p.Serial, Rate: p.Rate, Image: w})
 	}
 	return all
 }

@@ -6,6 +6,7 @@ import (
 
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
+	"hayloft/server/lifecycle"
 )
 
 func cloned(t *testing.T, o *Operations, id int, kind string) {
@@ -58,5 +59,25 @@ func TestPersistentImageIsClonedAlone(t *testing.T) {
 	cloned(t, o, clone, "copy")
 	if _, err := o.CreateVMs(t.Context(), CreateVMs{TemplateID: -1, Text: tmpl, Count: 1}); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestHostsAreToldWhereAnIndexIs(t *testing.T) {
+	o := webCloud(t, "")
+	vm, err := oneVM(t, o, "IMAGE=far")
+	check(t, err)
+	for _, in := range []int{0, cloud.DefaultDatastore} {
+		_, revision, err := o.Inv.Images.Update(t.Context(), vm.Disks[0].ImageID, func(i *cloud.Image) error {
+			i.IndexIn = in
+			return nil
+		})
+		check(t, err)
+		check(t, o.Inv.WaitFor(t.Context(), revision))
+		a, err := lifecycle.Assignment(&vm, o.Inv)
+		check(t, err)
+		img := a.Machine.Disks[0].Image
+		if in == 0 && img.IndexRepository != nil || in != 0 && (img.IndexRepository.GetId() != int64(in) || img.IndexObject != "image-7.idx") {
+			t.Errorf("index in %d: %v", in, img)
+		}
 	}
 }
