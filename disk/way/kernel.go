@@ -178,6 +178,9 @@ func (p *preparation) beginKernel(ctx context.Context, repo repository.Repositor
 		return err
 	}
 	defer more.Release()
+	if err := w.dropLocal(ctx, p.record, d); err != nil { // of a machine of which nothing else is known
+		return err
+	}
 	if err := w.putRecord(ctx, p.record); err != nil {
 		return err
 	}

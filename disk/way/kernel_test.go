@@ -284,6 +284,20 @@ func TestKernelCache(t *testing.T) {
 	}
 }
 
+// TestLeftKernelCache: what a cache of another machine had is never taken for this one's.
+func TestLeftKernelCache(t *testing.T) {
+	b, k, v := cachedByKernel(t, true)
+	s := b.mine("BACK")
+	source := filepath.Join(b.repository.Path, "mine")
+	if err := os.WriteFile(v.path("1.0.cache"), []byte(`{"Source":"`+source+`","Dirty":99}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.prepare(b.request(1, s))
+	if c, _ := k.read(k.attached["1.0"]); c.Dirty != 0 {
+		t.Errorf("%+v", c)
+	}
+}
+
 // TestKernelModeChanges: from each mode to each while the machine is off, to the engine's too.
 func TestKernelModeChanges(t *testing.T) {
 	modes := []string{"NONE", "AROUND", "THRU", "BACK", "OFFLINE"}
