@@ -12,6 +12,7 @@ import (
 	"hayloft/disk/repository/rbd"
 	"hayloft/disk/repository/s3"
 	"hayloft/disk/repository/ssh"
+	"hayloft/disk/repository/url"
 )
 
 // Open opens the repository that r describes; fault.Unsupported when there is no such driver. Nothing is contacted yet. What
@@ -30,6 +31,8 @@ func Open(r disk.Repository) (repository.Repository, error) {
 		return s3.New(r)
 	case "rbd":
 		return rbd.New(r)
+	case "url":
+		return url.New(r)
 	}
 	return nil, fault.Errorf(fault.Unsupported, "datastore %d: no repository driver %q", r.ID, r.Driver)
 }
