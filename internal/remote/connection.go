@@ -31,8 +31,9 @@ type connection struct {
 	idle     *time.Timer
 	cause    error // why it is lost
 
-	worked   atomic.Bool // a session was opened once
-	opening  sync.Once   // of the SFTP client
+	runs     chan struct{} // hold the turns of Conn.Run
+	worked   atomic.Bool   // a session was opened once
+	opening  sync.Once     // of the SFTP client
 	opened   chan struct{}
 	files    *sftp.Client // both when opened is closed
 	filesErr error
@@ -76,7 +77,8 @@ func (h *Host) connect(ctx context.Context) (*connection, error) {
 		socket.Close()
 		return nil, h.refused(ctx, err, me)
 	}
-	c := &connection{host: h, client: ssh.NewClient(client, channels, requests), socket: socket, done: make(chan struct{}), opened: make(chan struct{}), most: maxSessions}
+	c := &connection{host: h, client: ssh.NewClient(client, channels, requests), socket: socket, done: make(chan struct{}), opened: make(chan struct{}),
+		runs: make(chan struct{}, maxRuns), most: maxSessions}
 	h.wait.Go(func() {
 		err := c.client.Wait()
 		c.lose(fmt.Errorf("the connection ended: %w", err))

@@ -15,7 +15,9 @@ import (
 )
 
 const (
-	maxSessions    = 9 // of one connection, SFTP counted; OpenSSH allows 10 by default
+	// OpenSSH allows 10 sessions of a connection by default: SFTP, those of Conn.Start and Conn.Run, and these.
+	maxSessions    = 7 // SFTP counted
+	maxRuns        = 2 // of Conn.Run at a time
 	maxConnections = 8
 )
 
@@ -95,6 +97,10 @@ func (c *Conn) Done() <-chan struct{} { return c.c.done }
 // Err says why the connection is lost: fault.Unavailable.
 func (c *Conn) Err() error { return c.c.err() }
 
+// Lost reports whether the connection is lost, for one on whom something ended that does not end by itself: it asks
+// the host. Then Done is closed.
+func (c *Conn) Lost() bool { return c.c.isLost() }
+
 // Lose ends the connection for all who share it, for one who knows that it is of no use any more.
 func (c *Conn) Lose(cause error) { c.c.lose(cause) }
 
@@ -105,8 +111,14 @@ func (c *Conn) SFTP(ctx context.Context) (*sftp.Client, error) { return c.c.sftp
 // ID tells connections of this process apart.
 func (c *Conn) ID() uint64 { return c.c.id }
 
-// Run is Host.Run on this very connection, which may have no room for it: fault.Unavailable.
+// Run is Host.Run on this very connection, two at a time. fault.Unavailable when it has no room for one.
 func (c *Conn) Run(ctx context.Context, cmd command.Cmd) ([]byte, error) {
+	select {
+	case c.c.runs <- struct{}{}:
+		defer func() { <-c.c.runs }()
+	case <-ctx.Done():
+		return nil, c.c.host.ended(ctx)
+	}
 	session, err := c.session(ctx)
 	if err != nil {
 		return nil, err
@@ -115,7 +127,7 @@ func (c *Conn) Run(ctx context.Context, cmd command.Cmd) ([]byte, error) {
 	return c.c.run(ctx, session, cmd)
 }
 
-// Start is Host.Start on this very connection.
+// Start is Host.Start on this very connection; there is room for one at a time, as far as is known of the host.
 func (c *Conn) Start(ctx context.Context, cmd command.Cmd) (*Process, error) {
 	session, err := c.session(ctx)
 	if err != nil {

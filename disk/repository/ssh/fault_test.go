@@ -456,7 +456,7 @@ func TestReadingWithSFTPAlone(t *testing.T) {
 func TestOddNames(t *testing.T) {
 	dir := t.TempDir()
 	r := open(t, sshlab.Start(t), dir)
-	for _, name := range []string{"it's $(touch x) `id`", "a -rf", "a/b --help", "ü ; exit", `"*?[a]~`, "%s%n"} {
+	for _, name := range []string{"it's $(touch x) `id`; exit", `"*?[a]~%s%n -n`, "ü -rf/b --help"} {
 		put(t, r, name, []byte(name))
 		w, _, err := r.CreateFrom(t.Context(), name, "clone of/"+name)
 		if err != nil {

@@ -39,12 +39,12 @@ type lock struct {
 }
 
 // lockNames makes us the one who writes to names, until release, or until the lock is lost. part is a file that is
-// removed with the lock, object one that is looked at, "" for none. fault.Busy when somebody else has one of the names.
+// removed with the lock, and with it folders that are empty then, object one that is looked at, "" for none. fault.Busy when somebody else has one of the names.
 func (r *Repository) lockNames(ctx context.Context, part, object string, names ...string) (*lock, error) {
-	args := []string{"-c", lockScript, "hayloft-lock", strconv.Itoa(int(lease / time.Second)), "", ""}
+	args := []string{"-c", lockScript, "hayloft-lock", strconv.Itoa(int(lease / time.Second)), r.base, "", ""}
 	for i, file := range []string{part, object} {
 		if file != "" {
-			args[4+i] = r.file(file)
+			args[5+i] = r.file(file)
 		}
 	}
 	for _, n := range names {

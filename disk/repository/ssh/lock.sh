@@ -1,8 +1,9 @@
 # Holds locks as driver path holds them, for as long as a byte comes in at least every LEASE seconds.
-# Arguments: LEASE PART OBJECT LOCK [LOCK2]. Says "busy" or "locked", and when OBJECT is not empty, "locked NOW CHANGED"
-# with the clock in nanoseconds and its time of change. In the end PART, when it is not empty, and the lock files are removed.
+# Arguments: LEASE BASE PART OBJECT LOCK [LOCK2]. Says "busy" or "locked", and when OBJECT is not empty, "locked NOW CHANGED"
+# with the clock in nanoseconds and its time of change. In the end PART, when it is not empty, and the lock files are removed,
+# and with PART folders below BASE that are empty then.
 umask 077
-lease=$1 part=$2 object=$3 first=$4 second=$5
+lease=$1 base=$2 part=$3 object=$4 first=$5 second=$6
 take() {
 	while :; do
 		case $1 in
@@ -32,3 +33,7 @@ while beat=$(timeout "$lease" dd bs=1 count=1 2>/dev/null 8>&- 9>&-) && [ -n "$b
 [ -z "$part" ] || rm -f -- "$part"
 [ -z "$second" ] || rm -f -- "$second"
 rm -f -- "$first"
+dir=${part%/*}
+while [ "${#dir}" -gt "${#base}" ] && rmdir -- "$dir" 2>/dev/null; do
+	dir=${dir%/*}
+done

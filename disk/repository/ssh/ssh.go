@@ -172,7 +172,8 @@ func (r *Repository) heard(l *link, err error) error {
 		return nil
 	}
 	// The end of a file never gets here: this one is the connection's.
-	if errors.Is(err, sftp.ErrSSHFxConnectionLost) || errors.Is(err, sftp.ErrSSHFxNoConnection) || errors.Is(err, io.EOF) {
+	ended := errors.Is(err, sftp.ErrSSHFxConnectionLost) || errors.Is(err, sftp.ErrSSHFxNoConnection) || errors.Is(err, io.EOF)
+	if (ended || fault.ClassOf(err) == fault.Internal) && !l.conn.Lost() && ended {
 		l.conn.Lose(errors.New("its SFTP server ended"))
 		<-l.conn.Done()
 	}

@@ -41,7 +41,6 @@ func (r *Repository) Sweep(ctx context.Context, prefix string) error {
 			if err := held.release(); err != nil { // removes both files
 				return r.object(l, name, err)
 			}
-			r.removeEmptyParents(l, name)
 		}
 		return nil
 	})

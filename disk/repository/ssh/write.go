@@ -258,17 +258,13 @@ func (w *writer) Abort() error {
 	})
 }
 
-// drop leaves nothing behind: with the lock the hidden file goes.
+// drop leaves nothing behind: with the lock the hidden file goes, and folders that were made for it.
 func (w *writer) drop() error {
 	w.ended = true
 	defer w.release()
 	w.closePlain()
 	_ = w.file.Close()
-	err := w.lock.release()
-	if err == nil {
-		w.repository.removeEmptyParents(w.link, w.name)
-	}
-	return err
+	return w.lock.release()
 }
 
 func (w *writer) closePlain() {
