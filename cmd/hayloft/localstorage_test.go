@@ -34,6 +34,7 @@ func TestStorageFlags(t *testing.T) {
 		"--ls-mad dummy --ls-max 3":                                 "keeps nothing",
 		"--cache-path /x":                                           "for disks that are not files",
 		"--lc-mad zcache":                                           `--lc-mad "zcache" is none of hayloft`,
+		"--lc-mad dm-cache":                                         "",
 		"--copies -1":                                               "--copies -1",
 	} {
 		f := parseStorage(t, strings.Fields(args)...)

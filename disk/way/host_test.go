@@ -15,6 +15,7 @@ import (
 
 	"hayloft/disk"
 	"hayloft/disk/blockd"
+	"hayloft/disk/kernelcache"
 	"hayloft/disk/localstore"
 	"hayloft/disk/repository"
 	"hayloft/disk/repository/drivers"
@@ -33,6 +34,7 @@ type bench struct {
 	root, run  string
 	volumes    localstore.Volumes // nil: none
 	kernel     *fakeKernel        // nil: none
+	dmcache    kernelcache.Driver // a real one; nil: none
 }
 
 // service is the bench's data path.
@@ -82,6 +84,9 @@ func (b *bench) reopen(max int64) {
 		Data: b.service(), Sockets: filepath.Join(b.run, "s"), Volumes: b.volumes}
 	if b.kernel != nil {
 		c.Kernel, c.KernelName = b.kernel, "fake"
+	}
+	if b.dmcache != nil {
+		c.Kernel, c.KernelName = b.dmcache, "dm-cache"
 	}
 	w, err := New(c)
 	if err != nil {
