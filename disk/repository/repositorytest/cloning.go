@@ -360,7 +360,17 @@ func endedClone(t *testing.T, r repository.Repository, c repository.Cloner) {
 		cancel()
 	}
 	present(t, r, "a")
-	derive(t, c, "a", "b", "", 0) // the name is free
+	w, _, err := c.CreateFrom(t.Context(), "a", "b")
+	for until := time.Now().Add(10 * time.Second); fault.Is(err, fault.Busy) && time.Now().Before(until); {
+		time.Sleep(10 * time.Millisecond) // whoever leaves at once leaves the tidying to others
+		w, _, err = c.CreateFrom(t.Context(), "a", "b")
+	}
+	if err != nil {
+		t.Fatalf("the name is not free: %v", err)
+	}
+	if err := w.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	same(t, r, "b", content)
 	same(t, r, "a", content)
 }
