@@ -37,6 +37,7 @@ type exported struct {
 
 	mu        sync.Mutex
 	presented Presented
+	former    bool  // presented is what a process before this one did, not looked at yet
 	err       error // why it cannot be served
 	ended     bool
 	door      *door // nil while the export is being made
@@ -156,7 +157,12 @@ const (
 // goes on by itself, and is looked at later: that would wait for those who read it, and they for the device here.
 func (x *exported) resume() error {
 	presenter, err := x.daemon.presenter(x.record.Export)
-	if err == nil && x.record.Export.Kind != Loop {
+	if f, ok := presenter.(formerly); ok {
+		if p := f.formerly(x.record.Export); p != nil {
+			x.presented, x.former = p, true
+		}
+	}
+	if err == nil && !x.former {
 		err = x.present(presenter)
 	}
 	x.setError(err)
@@ -178,7 +184,7 @@ func (x *exported) present(presenter Presenter) error {
 	x.mu.Lock()
 	ended := x.ended
 	if !ended {
-		x.presented = p
+		x.presented, x.former = p, false
 	}
 	x.mu.Unlock()
 	if ended {
@@ -200,7 +206,7 @@ func (x *exported) reopen(presenter Presenter) {
 			}
 		}
 		x.mu.Lock()
-		reachable := x.presented != nil || x.ended
+		reachable := x.presented != nil && !x.former || x.ended
 		x.mu.Unlock()
 		if opened && !reachable {
 			if presenter == nil {

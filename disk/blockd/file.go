@@ -51,6 +51,12 @@ type restoring interface {
 	resume() error
 }
 
+// formerly is what a Presenter has whose devices of before a restart cannot be looked at before they are served.
+type formerly interface {
+	// formerly is what was presented, so that it can be ended, nil when nobody can have it open; it looks at nothing.
+	formerly(e Export) Presented
+}
+
 // ending is what a Presenter has whose devices must not show that the process ends; it is called before anything does.
 type ending interface{ ending() }
 
@@ -269,37 +275,49 @@ func (l loops) Present(e Export, d export.Device) (_ Presented, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &presentedFile{files: l.files, name: e.Name, path: e.Path}
-	tag := l.tag(e.Name)
-	if p.device, err = l.attach(path, tag, d.ReadOnly()); err != nil {
+	device, err := l.attach(path, l.tag(e.Name), d.ReadOnly())
+	if err != nil {
 		l.files.remove(e.Name)
 		return nil, err
 	}
-	p.to = p.device
-	p.detach = func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), presentLimit)
-		defer cancel()
-		return detachAll(ctx, p.device, path, tag)
-	}
+	p := l.presented(e, device)
 	if err := link(p.device, e.Path); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
 }
 
+func (l loops) formerly(e Export) Presented {
+	device, err := os.Readlink(e.Path)
+	if err != nil { // the process died before the export was made
+		return nil
+	}
+	return l.presented(e, device)
+}
+
+// presented is an export on a device.
+func (l loops) presented(e Export, device string) *presentedFile {
+	return &presentedFile{files: l.files, name: e.Name, path: e.Path, to: device, device: device, detach: func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), presentLimit)
+		defer cancel()
+		return detachAll(ctx, device, filepath.Join(l.files.dir, e.Name), l.tag(e.Name))
+	}}
+}
+
 // detachAll detaches a device, and those of its tag that a process was about to attach when it was killed.
 func detachAll(ctx context.Context, device, path, tag string) error {
 	for {
-		err := loop.Detach(ctx, device, path, tag)
+		if err := loop.Detach(ctx, device, path, tag); err != nil {
+			return err
+		}
+		found, err := loop.Find(ctx, path, tag)
+		if fault.Is(err, fault.NotFound) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
-		if device, err = loop.Find(ctx, path, tag); err != nil {
-			if fault.Is(err, fault.NotFound) {
-				return nil
-			}
-			return err
-		}
+		device = found
 	}
 }
 
