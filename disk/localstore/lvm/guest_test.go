@@ -66,11 +66,16 @@ func real(t *testing.T, path string, layout localstore.Layout, least int64) volu
 	}
 }
 
+// The suite is in parts, each within the time that a test has in a slow guest.
+
 func TestGuestLVMThickLife(t *testing.T) {
 	labtest.Guest(t)
-	place := real(t, guestGroup, localstore.Thick, 0)
-	volumestest.Life(t, place)
-	volumestest.Copies(t, place)
+	volumestest.Life(t, real(t, guestGroup, localstore.Thick, 0))
+}
+
+func TestGuestLVMThickCopies(t *testing.T) {
+	labtest.Guest(t)
+	volumestest.Copies(t, real(t, guestGroup, localstore.Thick, 0))
 }
 
 func TestGuestLVMThickSpace(t *testing.T) {
@@ -81,9 +86,12 @@ func TestGuestLVMThickSpace(t *testing.T) {
 // The pool is made by the first volume.
 func TestGuestLVMThinLife(t *testing.T) {
 	labtest.Guest(t)
-	place := real(t, "/dev/"+guestGroup, localstore.Thin, 600<<20)
-	volumestest.Life(t, place)
-	volumestest.Copies(t, place)
+	volumestest.Life(t, real(t, "/dev/"+guestGroup, localstore.Thin, 600<<20))
+}
+
+func TestGuestLVMThinCopies(t *testing.T) {
+	labtest.Guest(t)
+	volumestest.Copies(t, real(t, "/dev/"+guestGroup, localstore.Thin, 600<<20))
 }
 
 func TestGuestLVMThinSpace(t *testing.T) {

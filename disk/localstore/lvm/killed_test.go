@@ -54,11 +54,15 @@ func (k *killer) Run(ctx context.Context, cmd command.Cmd) ([]byte, error) {
 	return nil, errors.New("killed")
 }
 
-func TestGuestLVMKilled(t *testing.T) {
+func TestGuestLVMThickKilled(t *testing.T) { killed(t, localstore.Thick) }
+
+func TestGuestLVMThinKilled(t *testing.T) { killed(t, localstore.Thin) }
+
+func killed(t *testing.T, layout localstore.Layout) {
 	labtest.Guest(t)
 	volumeGroup(t)
 	dir := t.TempDir()
-	open := func(layout localstore.Layout, runner command.Runner) *Store {
+	open := func(runner command.Runner) *Store {
 		s, err := Open(t.Context(), Config{Path: guestGroup, Layout: layout, Max: 300 << 20, Instance: string(layout), LockDir: dir,
 			Tools: lvm.Tools{Runner: runner}, Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
@@ -66,69 +70,66 @@ func TestGuestLVMKilled(t *testing.T) {
 		}
 		return s
 	}
-	for _, layout := range []localstore.Layout{localstore.Thick, localstore.Thin} {
-		k := &killer{random: rand.New(rand.NewPCG(4, 2)), takes: map[string]time.Duration{}}
-		well, dying := open(layout, command.Exec{}), open(layout, k)
-		if layout == localstore.Thin { // it makes the pool
-			k.takes["lvcreate"] = time.Second
-			_, err := dying.Provision(t.Context(), localstore.VolumeSpec{Name: "base", Size: 3 << 20})
-			fmt.Println("pool:", err, run(t, "lvs", "-a", guestGroup))
-			delete(k.takes, "lvcreate")
-		}
-		base := provisionFilled(t, well, "base", 0x33)
-		for round := range 3 {
-			name := fmt.Sprintf("%d.0", round)
-			spec := localstore.VolumeSpec{Name: name, Size: 3 << 20}
-			_, err := dying.Provision(t.Context(), spec)
-			v := provisionFilled(t, well, name, byte(round+1))
-			fmt.Println(layout, round, "provision:", err)
-			if layout == localstore.Thin {
-				_, err = dying.Snapshot(t.Context(), name, localstore.VolumeSpec{Name: "copy"})
-				copied, wellErr := well.Snapshot(t.Context(), name, localstore.VolumeSpec{Name: "copy"})
-				if wellErr != nil {
-					t.Fatal(wellErr)
-				}
-				fmt.Println(layout, round, "snapshot:", err)
-				check(t, copied, byte(round+1))
-			}
-			_, err = dying.Rename(t.Context(), name, "renamed")
-			if v, wellErr := well.Rename(t.Context(), name, "renamed"); wellErr != nil {
-				t.Fatal(wellErr)
-			} else {
-				check(t, v, byte(round+1))
-			}
-			fmt.Println(layout, round, "rename:", err)
-			check(t, base, 0x33)
-			for _, gone := range []string{"renamed", "copy"} {
-				err = dying.Unprovision(t.Context(), gone)
-				if err := well.Unprovision(t.Context(), gone); err != nil {
-					t.Fatal(err)
-				}
-				fmt.Println(layout, round, "unprovision:", err)
-			}
-			_ = v
-		}
-		well = open(layout, command.Exec{})
-		list, err := well.List(t.Context())
-		if err != nil || len(list) != 1 || list[0].Name != "base" {
-			t.Errorf("there is %+v, %v", list, err)
-		}
-		check(t, base, 0x33)
-		// What hangs since LVM died between two steps goes on.
-		run(t, "dmsetup", "suspend", lvm.DeviceName(guestGroup, well.logical("base")))
-		if base, err = well.Find(t.Context(), "base"); err != nil {
-			t.Fatal(err)
-		}
-		check(t, base, 0x33)
-		if err := well.Unprovision(t.Context(), "base"); err != nil {
-			t.Error(err)
-		}
-		if len(k.killed) < 3 {
-			t.Errorf("killed only %s", k.killed)
-		}
-		fmt.Println(layout, "killed", strings.Join(k.killed, " "))
+	k := &killer{random: rand.New(rand.NewPCG(4, 2)), takes: map[string]time.Duration{}}
+	well, dying := open(command.Exec{}), open(k)
+	if layout == localstore.Thin { // it makes the pool
+		k.takes["lvcreate"] = time.Second
+		_, err := dying.Provision(t.Context(), localstore.VolumeSpec{Name: "base", Size: 3 << 20})
+		t.Log("pool:", err, run(t, "lvs", "-a", guestGroup))
+		delete(k.takes, "lvcreate")
 	}
-	fmt.Println(run(t, "lvs", "-a", guestGroup))
+	base := provisionFilled(t, well, "base", 0x33)
+	for round := range 3 {
+		name := fmt.Sprintf("%d.0", round)
+		spec := localstore.VolumeSpec{Name: name, Size: 3 << 20}
+		_, err := dying.Provision(t.Context(), spec)
+		provisionFilled(t, well, name, byte(round+1))
+		t.Log(round, "provision:", err)
+		if layout == localstore.Thin {
+			_, err = dying.Snapshot(t.Context(), name, localstore.VolumeSpec{Name: "copy"})
+			copied, wellErr := well.Snapshot(t.Context(), name, localstore.VolumeSpec{Name: "copy"})
+			if wellErr != nil {
+				t.Fatal(wellErr)
+			}
+			t.Log(round, "snapshot:", err)
+			check(t, copied, byte(round+1))
+		}
+		_, err = dying.Rename(t.Context(), name, "renamed")
+		if v, wellErr := well.Rename(t.Context(), name, "renamed"); wellErr != nil {
+			t.Fatal(wellErr)
+		} else {
+			check(t, v, byte(round+1))
+		}
+		t.Log(round, "rename:", err)
+		check(t, base, 0x33)
+		for _, gone := range []string{"renamed", "copy"} {
+			err = dying.Unprovision(t.Context(), gone)
+			if err := well.Unprovision(t.Context(), gone); err != nil {
+				t.Fatal(err)
+			}
+			t.Log(round, "unprovision:", err)
+		}
+	}
+	well = open(command.Exec{})
+	list, err := well.List(t.Context())
+	if err != nil || len(list) != 1 || list[0].Name != "base" {
+		t.Errorf("there is %+v, %v", list, err)
+	}
+	check(t, base, 0x33)
+	// What hangs since LVM died between two steps goes on.
+	run(t, "dmsetup", "suspend", lvm.DeviceName(guestGroup, well.logical("base")))
+	if base, err = well.Find(t.Context(), "base"); err != nil {
+		t.Fatal(err)
+	}
+	check(t, base, 0x33)
+	if err := well.Unprovision(t.Context(), "base"); err != nil {
+		t.Error(err)
+	}
+	if len(k.killed) < 3 {
+		t.Errorf("killed only %s", k.killed)
+	}
+	t.Log("killed", strings.Join(k.killed, " "))
+	t.Log(run(t, "lvs", "-a", guestGroup))
 }
 
 // provisionFilled makes a volume, which must read as zeros, and writes to all of it.
