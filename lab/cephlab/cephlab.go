@@ -22,13 +22,9 @@ import (
 
 // Config says where.
 type Config struct {
-	Dir     string // absolute, empty, for state and sockets: a short path
-	Address string // IPv4 that all listen on; "": 127.0.0.1
-	// Enter is put before each command, such as "ip netns exec NAME", to run the cluster in a network namespace. There,
-	// MonitorPort has to be set.
-	Enter       []string
-	MonitorPort int   // 0: a free one of this network namespace
-	Capacity    int64 // bytes that the OSD pretends to have; 0: 4 GiB
+	Dir      string // absolute, empty, for state and sockets: a short path
+	Address  string // IPv4 that all listen on; "": 127.0.0.1
+	Capacity int64  // bytes that the OSD pretends to have; 0: 4 GiB
 }
 
 // Cluster runs until Close.
@@ -74,15 +70,12 @@ func (c *Cluster) path(name string) string { return filepath.Join(c.config.Dir, 
 
 // prepare writes the configuration and the keys of all.
 func (c *Cluster) prepare() error {
-	port := c.config.MonitorPort
-	if port == 0 {
-		l, err := net.Listen("tcp", net.JoinHostPort(c.config.Address, "0"))
-		if err != nil {
-			return err
-		}
-		port = l.Addr().(*net.TCPAddr).Port
-		l.Close()
+	l, err := net.Listen("tcp", net.JoinHostPort(c.config.Address, "0"))
+	if err != nil {
+		return err
 	}
+	port := l.Addr().(*net.TCPAddr).Port
+	l.Close()
 	var id [16]byte
 	_, _ = rand.Read(id[:])
 	c.fsid = fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
@@ -176,8 +169,7 @@ func (c *Cluster) Run(ctx context.Context, name string, args ...string) (string,
 }
 
 func (c *Cluster) run(ctx context.Context, name string, args ...string) (string, error) {
-	line := append(append([]string{}, c.config.Enter...), append([]string{name}, args...)...)
-	out, err := command.Exec{}.Run(ctx, command.Cmd{Name: line[0], Args: line[1:]})
+	out, err := command.Exec{}.Run(ctx, command.Cmd{Name: name, Args: args})
 	return strings.TrimSpace(string(out)), err
 }
 

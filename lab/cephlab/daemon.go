@@ -17,14 +17,13 @@ type daemon struct {
 
 // start runs a program of the cluster in the foreground; what it complains about goes to a file.
 func (c *Cluster) start(name, program string, args ...string) error {
-	line := append(append([]string{}, c.config.Enter...), program, "-c", c.Conf, "-f", "--setuser", "root", "--setgroup", "root")
-	line = append(line, args...)
+	args = append([]string{"-c", c.Conf, "-f", "--setuser", "root", "--setgroup", "root"}, args...)
 	log, err := os.OpenFile(c.path(name+".log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(line[0], line[1:]...)
+	cmd := exec.Command(program, args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = c.config.Dir, log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	d := &daemon{dead: make(chan struct{})}

@@ -17,9 +17,6 @@ const sysDevices = "/sys/bus/rbd/devices"
 // attach maps an image, unless it is, and gives it to uid and gid. Each has a client of its own in the kernel, so that
 // fencing one does not hit the others.
 func (r *Repository) attach(ctx context.Context, i rbdImage, uid, gid int) (string, error) {
-	if i.Size%512 != 0 {
-		return "", fault.Errorf(fault.Unsupported, "has %d bytes: the kernel knows only sectors of 512", i.Size)
-	}
 	path, err := r.mapped(i)
 	if err != nil {
 		return "", err

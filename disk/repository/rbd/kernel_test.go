@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -56,11 +57,17 @@ func TestKernel(t *testing.T) {
 			"rbd.test": guest.BuildTests(t, "hayloft/disk/repository/rbd"), "ceph/ceph.conf": c.Conf, "ceph/keyring": keyring}})
 		inside := func(name string) {
 			t.Helper()
-			if out, err := g.Test(t.Context(), "rbd.test", name); err != nil {
+			begun := time.Now()
+			out, err := g.Test(t.Context(), "rbd.test", name)
+			t.Logf("%s took %.0f s", name, time.Since(begun).Seconds())
+			if err != nil {
 				t.Fatalf("%v\n%s", err, out)
 			}
 		}
 		inside("TestInsideAttach")
+		if _, err := r.Marked(t.Context(), "d/p"); !fault.Is(err, fault.NotFound) {
+			t.Errorf("after it was disowned: %v", err)
+		}
 		if got := content(t, r, "d/p"); got[:5] != "guest" || got[5] != 'x' {
 			t.Errorf("%q", got[:6])
 		}
@@ -155,9 +162,7 @@ func TestInsideAttach(t *testing.T) {
 	if again := attached(t, r); again != path {
 		t.Errorf("owned again as %s, before %s", again, path)
 	}
-	_, err := r.Own(t.Context(), "d/p", repository.Owner{Host: "other", Machine: 4}, 0, 0)
-	class(t, "own another's", err, fault.Busy)
-	_, err = r.Own(t.Context(), "odd", guestOwner, 0, 0)
+	_, err := r.Own(t.Context(), "odd", guestOwner, 0, 0)
 	class(t, "own what has no whole sectors", err, fault.Unsupported)
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -179,14 +184,8 @@ func TestInsideAttach(t *testing.T) {
 	if err := r.Disown(t.Context(), "d/p", guestOwner); err != nil {
 		t.Fatal(err)
 	}
-	if found, err := r.mapped(rbdImage{ID: "x"}); found != "" || err != nil {
-		t.Error(found, err)
-	}
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("%s: %v", path, err)
-	}
-	if _, err := r.Marked(t.Context(), "d/p"); !fault.Is(err, fault.NotFound) {
-		t.Error(err)
 	}
 }
 

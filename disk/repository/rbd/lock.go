@@ -102,6 +102,7 @@ func (r *Repository) owned(ctx context.Context, i rbdImage) (ownership, error) {
 		return o, fault.Errorf(fault.Busy, "is being deleted")
 	}
 	if err := json.Unmarshal([]byte(h.Description), &o.Mark); err != nil || strconv.FormatUint(o.Generation, 10) != h.Cookie {
+		o.Mark = repository.Mark{}
 		return o, fault.Errorf(fault.Corrupt, "owner's lock of %s: cookie %q, description %q", h.Name, h.Cookie, h.Description)
 	}
 	return o, nil

@@ -21,6 +21,9 @@ func (r *Repository) Own(ctx context.Context, name string, owner repository.Owne
 		return "", err
 	}
 	i, err := r.lookup(ctx, name)
+	if err == nil && r.kernel && i.Size%512 != 0 {
+		err = fault.Errorf(fault.Unsupported, "has %d bytes: the kernel knows only sectors of 512", i.Size)
+	}
 	if err == nil {
 		err = r.own(ctx, i, owner)
 	}
@@ -89,8 +92,10 @@ func (r *Repository) lastGeneration(ctx context.Context, i rbdImage) (uint64, er
 
 // release gives an image back. The caller has claimed undrainedLock.
 func (r *Repository) release(ctx context.Context, i rbdImage, o ownership) error {
-	if _, err := r.rbd(ctx, "image-meta", "set", "--image", i.Name, generationKey, o.Cookie); err != nil {
-		return err
+	if o.Generation > 0 { // 0: nobody can tell any more whose it is
+		if _, err := r.rbd(ctx, "image-meta", "set", "--image", i.Name, generationKey, o.Cookie); err != nil {
+			return err
+		}
 	}
 	return r.unlock(ctx, i, ownerLock, o.holder)
 }
