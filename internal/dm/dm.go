@@ -7,9 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/internal/command"
@@ -180,6 +180,30 @@ func (t Tools) Reload(ctx context.Context, name, table string) error {
 	return nil
 }
 
+// passing is for how long a device may be open by somebody who only passes, such as udev, before it counts as in use.
+const passing = 2 * time.Second
+
+// Closed waits until a device is open no more, but not for long: fault.Busy. Nothing when there is none.
+func (t Tools) Closed(ctx context.Context, name string) error {
+	began := time.Now()
+	for pause := 10 * time.Millisecond; ; pause *= 2 {
+		d, err := t.Info(ctx, name)
+		switch {
+		case fault.Is(err, fault.NotFound), err == nil && d.Open == 0:
+			return nil
+		case err != nil:
+			return err
+		case time.Since(began) > passing:
+			return fault.Errorf(fault.Busy, "mapped device %s is open", name)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
 // Remove removes a device with that uuid; nothing when there is none. fault.Busy when it is open, or not ours.
 func (t Tools) Remove(ctx context.Context, name, uuid string) error {
 	d, err := t.Info(ctx, name)
@@ -189,9 +213,10 @@ func (t Tools) Remove(ctx context.Context, name, uuid string) error {
 	case err != nil:
 		return err
 	case d.UUID != uuid:
-		return fault.Errorf(fault.Busy, "mapped device %s is not ours", name)
-	case d.Open > 0:
-		return fault.Errorf(fault.Busy, "mapped device %s is open", name)
+		return fault.Errorf(fault.Busy, "mapped device %s is not ours: its uuid is %q", name, d.UUID)
+	}
+	if err := t.Closed(ctx, name); err != nil {
+		return err
 	}
 	_, err = t.run(ctx, "", "remove", "--retry", "--", name)
 	if fault.Is(err, fault.NotFound) {
@@ -199,6 +224,3 @@ func (t Tools) Remove(ctx context.Context, name, uuid string) error {
 	}
 	return err
 }
-
-// Resolve gives the node that a path leads to, such as /dev/dm-3 for /dev/mapper/x.
-func Resolve(path string) (string, error) { return filepath.EvalSymlinks(path) }

@@ -8,7 +8,11 @@
 // keeps nothing of what is read.
 //
 // After a power cut the target takes every block that it has for dirty, so in BACK the cache's version of each is the one that
-// counts and goes to the source with the next Flush; a block's write that was not flushed may be torn, as with any disk.
+// counts and goes to the source with the next Flush; a block's write that was not flushed may be torn, as with any disk. In THRU
+// the source has everything, and may have changed while the host was down: there a cache that the kernel has no more starts empty.
+//
+// What is dirty gets to the source by itself when the device is idle, in any order. A write that the target does not think worth
+// keeping goes to the source at once, also in BACK.
 package dmcache
 
 import (
@@ -16,17 +20,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
-
-	"golang.org/x/sys/unix"
+	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/cache"
 	"hayloft/disk/kernelcache"
+	"hayloft/disk/kernelcache/local"
+	"hayloft/disk/kernelcache/node"
 	"hayloft/internal/command"
 	"hayloft/internal/dm"
 	"hayloft/internal/undo"
@@ -37,6 +40,8 @@ type Config struct {
 	Instance string // tags what is made: mapped devices are named Instance-NAME
 	Runner   command.Runner
 	Log      *slog.Logger // nil: slog.Default()
+	// Patience is for how long a Flush goes on when nothing gets to the source any more; 0: 1 minute.
+	Patience time.Duration
 }
 
 // Driver implements kernelcache.Driver.
@@ -44,16 +49,15 @@ type Driver struct {
 	instance string
 	dm       dm.Tools
 	log      *slog.Logger
+	patience time.Duration
 	mu       sync.Mutex // one change at a time: dmsetup's are short, and Flush takes it only for these
 }
 
 var _ kernelcache.Driver = (*Driver)(nil)
 
-var goodName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{0,60}$`)
-
 // New makes a driver; nothing is looked at yet.
 func New(c Config) (*Driver, error) {
-	if !goodName.MatchString(c.Instance) {
+	if !local.GoodName(c.Instance) {
 		return nil, fault.Errorf(fault.Invalid, "dm-cache: instance %q: want lower case letters, digits, dots and dashes", c.Instance)
 	}
 	if c.Runner == nil {
@@ -62,7 +66,10 @@ func New(c Config) (*Driver, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	return &Driver{instance: c.Instance, dm: dm.Tools{Runner: c.Runner}, log: c.Log}, nil
+	if c.Patience == 0 {
+		c.Patience = time.Minute
+	}
+	return &Driver{instance: c.Instance, dm: dm.Tools{Runner: c.Runner}, log: c.Log, patience: c.Patience}, nil
 }
 
 // Modes implements kernelcache.Driver.
@@ -80,6 +87,7 @@ func (d *Driver) Check(ctx context.Context) error {
 
 // Names and uuids of the three devices.
 const (
+	driver   = "dm-cache"
 	metaPart = "-meta"
 	dataPart = "-data"
 )
@@ -99,18 +107,6 @@ func (d *Driver) errorf(s kernelcache.Spec, err error) error {
 	return fault.Errorf(fault.ClassOf(err), "dm-cache %s: %w", s.Name, err)
 }
 
-func (d *Driver) check(s kernelcache.Spec) error {
-	switch {
-	case !goodName.MatchString(s.Name):
-		return fault.Errorf(fault.Invalid, "name %q", s.Name)
-	case s.Source == "" || s.Local == "":
-		return fault.Errorf(fault.Invalid, "wants a source and a local volume")
-	case !slices.Contains(d.Modes(), s.Mode):
-		return fault.Errorf(fault.Unsupported, "CACHE_MODE %s: there are %v", s.Mode, d.Modes())
-	}
-	return nil
-}
-
 // Attach implements kernelcache.Driver.
 func (d *Driver) Attach(ctx context.Context, s kernelcache.Spec) (kernelcache.Status, error) {
 	d.mu.Lock()
@@ -120,24 +116,36 @@ func (d *Driver) Attach(ctx context.Context, s kernelcache.Spec) (kernelcache.St
 }
 
 func (d *Driver) attach(ctx context.Context, s kernelcache.Spec) (status kernelcache.Status, err error) {
-	if err := d.check(s); err != nil {
+	if err := local.CheckSpec(s, d.Modes()); err != nil {
 		return status, err
 	}
-	there, err := d.device(ctx, s, "")
-	switch {
+	switch there, err := d.device(ctx, s, ""); {
 	case err == nil:
-		if err := d.sameAs(ctx, s); err != nil {
+		h, err := d.attached(s)
+		if err != nil {
 			return status, err
 		}
-		if err := own(there.Node, s); err != nil {
-			return status, err
+		if h.Mode != s.Mode {
+			return status, fault.Errorf(fault.Busy, "is attached in mode %s, not %s: flush and detach it first", h.Mode, s.Mode)
 		}
-		return d.status(ctx, s)
+		if h.Clean { // a Detach did not come to its end
+			h.Clean = false
+			if err := local.Write(s.Local, h); err != nil {
+				return status, err
+			}
+		}
+		return d.handOver(ctx, s, there)
 	case !fault.Is(err, fault.NotFound):
 		return status, err
 	}
 	if err := d.Check(ctx); err != nil {
 		return status, err
+	}
+	// Of an attempt that did not come to its end, or a Detach.
+	for _, part := range []string{metaPart, dataPart} {
+		if err := d.dm.Remove(ctx, d.name(s, part), d.uuid(s, part)); err != nil {
+			return status, err
+		}
 	}
 	h, err := d.prepare(s)
 	if err != nil {
@@ -153,42 +161,45 @@ func (d *Driver) attach(ctx context.Context, s kernelcache.Spec) (status kernelc
 		part  string
 		table string
 	}{
-		{metaPart, dm.LinearTable(dm.Linear{Device: s.Local, From: headerSpace / dm.SectorSize, Sectors: h.Metadata / dm.SectorSize})},
-		{dataPart, dm.LinearTable(dm.Linear{Device: s.Local, From: (headerSpace + h.Metadata) / dm.SectorSize, Sectors: h.Data / dm.SectorSize})},
+		{metaPart, dm.LinearTable(dm.Linear{Device: s.Local, From: local.Space / dm.SectorSize, Sectors: h.Metadata / dm.SectorSize})},
+		{dataPart, dm.LinearTable(dm.Linear{Device: s.Local, From: (local.Space + h.Metadata) / dm.SectorSize, Sectors: h.Data / dm.SectorSize})},
 		{"", d.table(s, h, policyNormal)},
 	} {
-		if err := d.make(ctx, s, piece.part, piece.table); err != nil {
-			return status, err
-		}
+		// Also when it says that it failed: a program that was killed may have done it.
 		back.Push(func() error {
 			return d.dm.Remove(context.WithoutCancel(ctx), d.name(s, piece.part), d.uuid(s, piece.part))
 		})
+		if err := d.dm.Create(ctx, d.name(s, piece.part), d.uuid(s, piece.part), piece.table); err != nil {
+			return status, err
+		}
 	}
 	made, err := d.device(ctx, s, "")
 	if err != nil {
 		return status, err
 	}
-	if err := own(made.Node, s); err != nil {
+	back.Push(func() error { return node.Remove(d.name(s, "")) })
+	if status, err = d.handOver(ctx, s, made); err != nil {
 		return status, err
 	}
 	d.log.Info("dm-cache attached", "name", s.Name, "source", s.Source, "mode", s.Mode, "bytes", h.Data)
-	return d.status(ctx, s)
+	return status, nil
 }
 
-// make makes one of the devices, unless a former attempt has.
-func (d *Driver) make(ctx context.Context, s kernelcache.Spec, part, table string) error {
-	switch _, err := d.device(ctx, s, part); {
-	case err == nil && part != "":
-		// Of an attempt that did not come to its end: what it maps may be another volume's by now.
-		if err := d.dm.Remove(ctx, d.name(s, part), d.uuid(s, part)); err != nil {
-			return err
-		}
-	case err == nil:
-		return nil
-	case !fault.Is(err, fault.NotFound):
-		return err
+// attached gives the header of a cache that the kernel has.
+func (d *Driver) attached(s kernelcache.Spec) (local.Header, error) {
+	h, err := local.Find(driver, d.instance, s)
+	if errors.Is(err, local.ErrBlank) {
+		err = fault.Errorf(fault.Corrupt, "%s has no header, yet mapped device %s is there", s.Local, d.name(s, ""))
 	}
-	return d.dm.Create(ctx, d.name(s, part), d.uuid(s, part), table)
+	return h, err
+}
+
+// handOver makes the node that the machine opens.
+func (d *Driver) handOver(ctx context.Context, s kernelcache.Spec, made dm.Device) (kernelcache.Status, error) {
+	if _, err := node.Make(d.name(s, ""), made.Node, s.UID, s.GID); err != nil {
+		return kernelcache.Status{}, err
+	}
+	return d.status(ctx, s)
 }
 
 // device is one of the three; fault.Busy when the name is that of something which is not ours.
@@ -206,33 +217,13 @@ const (
 )
 
 // table of the cache itself.
-func (d *Driver) table(s kernelcache.Spec, h header, policy string) string {
+func (d *Driver) table(s kernelcache.Spec, h local.Header, policy string) string {
 	mode := "writethrough"
 	if s.Mode == cache.Back {
 		mode = "writeback"
 	}
 	return fmt.Sprintf("0 %d cache %s %s %s %d 2 metadata2 %s %s 0", h.Source/dm.SectorSize, dm.Path(d.name(s, metaPart)), dm.Path(d.name(s, dataPart)),
 		s.Source, h.Block/dm.SectorSize, mode, policy)
-}
-
-// sameAs says whether what is attached is what is asked for: fault.Busy when not.
-func (d *Driver) sameAs(ctx context.Context, s kernelcache.Spec) error {
-	h, err := readHeader(s.Local)
-	if err != nil {
-		return err
-	}
-	if h.Mode != string(s.Mode) {
-		return fault.Errorf(fault.Busy, "is attached in mode %s, not %s: flush and detach it first", h.Mode, s.Mode)
-	}
-	return h.fits(s)
-}
-
-// own gives the machine its device.
-func own(node string, s kernelcache.Spec) error {
-	if err := os.Chown(node, s.UID, s.GID); err != nil {
-		return err
-	}
-	return os.Chmod(node, 0o600)
 }
 
 // Detach implements kernelcache.Driver.
@@ -243,41 +234,59 @@ func (d *Driver) Detach(ctx context.Context, s kernelcache.Spec) error {
 }
 
 func (d *Driver) detach(ctx context.Context, s kernelcache.Spec) error {
-	if err := d.check(s); err != nil {
+	if err := local.CheckSpec(s, d.Modes()); err != nil {
 		return err
 	}
-	found, err := d.device(ctx, s, "")
-	if err != nil && !fault.Is(err, fault.NotFound) {
+	there, err := d.isThere(ctx, s)
+	if err != nil {
 		return err
 	}
-	if err == nil {
-		status, err := d.status(ctx, s)
-		switch {
+	if there {
+		if err := d.dm.Closed(ctx, d.name(s, "")); err != nil {
+			return err
+		}
+		switch status, err := d.status(ctx, s); {
 		case err != nil:
 			return err
-		case found.Open > 0:
-			return fault.Errorf(fault.Busy, "the device is open")
 		case status.Dirty > 0:
 			return fault.Errorf(fault.WrongState, "%d bytes are not in the source yet", status.Dirty)
 		}
-	} else if dirty, err := mayBeDirty(s); err != nil || dirty {
+		h, err := d.attached(s)
 		if err != nil {
 			return err
 		}
+		h.Clean = true // or a crash before the end would leave what may be dirty
+		if err := local.Write(s.Local, h); err != nil {
+			return err
+		}
+	} else if dirty, err := local.MayBeDirty(driver, d.instance, s); err != nil {
+		return err
+	} else if dirty {
 		return fault.Errorf(fault.WrongState, "%s may have bytes that the source has not: attach and flush it first", s.Local)
+	}
+	if err := node.Remove(d.name(s, "")); err != nil {
+		return err
 	}
 	for _, part := range []string{"", metaPart, dataPart} {
 		if err := d.dm.Remove(ctx, d.name(s, part), d.uuid(s, part)); err != nil {
 			return err
 		}
 	}
-	if err := wipe(s); err != nil {
+	if err := local.Wipe(driver, d.instance, s); err != nil {
 		return err
 	}
-	if found.Name != "" {
+	if there {
 		d.log.Info("dm-cache detached", "name", s.Name)
 	}
 	return nil
+}
+
+func (d *Driver) isThere(ctx context.Context, s kernelcache.Spec) (bool, error) {
+	_, err := d.device(ctx, s, "")
+	if fault.Is(err, fault.NotFound) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // List implements kernelcache.Driver.
@@ -298,22 +307,4 @@ func (d *Driver) List(ctx context.Context) ([]string, error) {
 	}
 	slices.Sort(names)
 	return names, nil
-}
-
-// deviceSize of a block device, in bytes.
-func deviceSize(path string) (int64, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return 0, err
-	}
-	if fi.Mode()&os.ModeDevice == 0 || fi.Mode()&os.ModeCharDevice != 0 {
-		return 0, fault.Errorf(fault.Invalid, "%s is not a block device", path)
-	}
-	size, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_END)
-	return size, err
 }

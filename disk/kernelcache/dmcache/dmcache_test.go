@@ -5,6 +5,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/cache"
+	"hayloft/disk/kernelcache/local"
 )
 
 func TestParseStatus(t *testing.T) {
@@ -23,14 +24,14 @@ func TestParseStatus(t *testing.T) {
 }
 
 func TestLayout(t *testing.T) {
-	for _, local := range []int64{8 << 20, 64 << 20, 1 << 30, 10 << 40} {
-		h, err := layout("1.0", "x", cache.Back, 1<<30, local)
+	for _, size := range []int64{8 << 20, 64 << 20, 1 << 30, 10 << 40} {
+		h, err := layout("1.0", "x", cache.Back, 1<<30, size)
 		if err != nil {
-			t.Errorf("%d: %v", local, err)
+			t.Errorf("%d: %v", size, err)
 			continue
 		}
-		if headerSpace+h.Metadata+h.Data > local || h.Data%h.Block != 0 || h.Data/h.Block > 2*maxBlocks || h.Metadata < 4<<20 {
-			t.Errorf("%d: %+v", local, h)
+		if local.Space+h.Metadata+h.Data > size || h.Data%h.Block != 0 || h.Data/h.Block > 2*maxBlocks || h.Metadata < 4<<20 {
+			t.Errorf("%d: %+v", size, h)
 		}
 	}
 	if _, err := layout("1.0", "x", cache.Back, 1<<30, 5<<20); !fault.Is(err, fault.OutOfSpace) {

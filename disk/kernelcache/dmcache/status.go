@@ -1,9 +1,9 @@
 package dmcache
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -11,11 +11,13 @@ import (
 	"hayloft/cloud/fault"
 	"hayloft/disk/cache"
 	"hayloft/disk/kernelcache"
+	"hayloft/disk/kernelcache/local"
+	"hayloft/disk/kernelcache/node"
 )
 
 // Status implements kernelcache.Driver.
 func (d *Driver) Status(ctx context.Context, s kernelcache.Spec) (kernelcache.Status, error) {
-	if err := d.check(s); err != nil {
+	if err := local.CheckSpec(s, d.Modes()); err != nil {
 		return kernelcache.Status{}, d.errorf(s, err)
 	}
 	status, err := d.status(ctx, s)
@@ -32,7 +34,7 @@ func (d *Driver) status(ctx context.Context, s kernelcache.Spec) (kernelcache.St
 		return kernelcache.Status{}, err
 	}
 	status, err := parseStatus(text)
-	status.Device = found.Node
+	status.Device = node.Path(d.name(s, ""))
 	return status, err
 }
 
@@ -91,24 +93,28 @@ func (d *Driver) Flush(ctx context.Context, s kernelcache.Spec, report func(done
 }
 
 func (d *Driver) flush(ctx context.Context, s kernelcache.Spec, report func(done, total int64)) (err error) {
-	if err := d.check(s); err != nil {
+	if err := local.CheckSpec(s, d.Modes()); err != nil {
 		return err
 	}
 	if report == nil {
 		report = func(int64, int64) {}
 	}
-	before, err := d.status(ctx, s)
+	there, err := d.device(ctx, s, "")
 	if fault.Is(err, fault.NotFound) {
-		if dirty, headerErr := mayBeDirty(s); headerErr != nil || dirty {
+		dirty, headerErr := local.MayBeDirty(driver, d.instance, s)
+		if headerErr == nil && dirty {
 			return fault.Errorf(fault.WrongState, "it is not attached, and may have bytes that the source has not: %w", err)
 		}
-		return nil
+		return headerErr
 	}
 	if err != nil {
 		return err
 	}
+	if h, err := d.attached(s); err != nil || h.Mode != s.Mode {
+		return cmp.Or(err, fault.Errorf(fault.Busy, "is attached in mode %s, not %s", h.Mode, s.Mode))
+	}
 	// What the machine wrote last may still be on its way through the page cache of its device.
-	if err := syncDevice(before.Device); err != nil {
+	if err := local.Sync(there.Node); err != nil {
 		return err
 	}
 	if s.Mode == cache.Back {
@@ -124,51 +130,23 @@ func (d *Driver) flush(ctx context.Context, s kernelcache.Spec, report func(done
 			return err
 		}
 	}
-	return syncDevice(s.Source)
+	return local.Sync(s.Source)
 }
 
 func (d *Driver) untilClean(ctx context.Context, s kernelcache.Spec, report func(done, total int64)) error {
-	tick := time.NewTicker(flushEvery)
-	defer tick.Stop()
-	var total int64
-	for {
+	return local.UntilClean(ctx, flushEvery, d.patience, report, func() (int64, error) {
 		now, err := d.status(ctx, s)
-		if err != nil {
-			return err
-		}
-		total = max(total, now.Dirty)
-		report(total-now.Dirty, total)
-		if now.Dirty == 0 {
-			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+		return now.Dirty, err
+	})
 }
 
 // withPolicy gives the cache another policy.
 func (d *Driver) withPolicy(ctx context.Context, s kernelcache.Spec, policy string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	h, err := readHeader(s.Local)
+	h, err := d.attached(s)
 	if err != nil {
 		return err
 	}
 	return d.dm.Reload(ctx, d.name(s, ""), d.table(s, h, policy))
-}
-
-// syncDevice has a device and the storage behind it make durable what they got.
-func syncDevice(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	err = f.Sync()
-	if closed := f.Close(); err == nil {
-		err = closed
-	}
-	return err
 }

@@ -1,0 +1,41 @@
+package dmcache
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"hayloft/disk/kernelcache"
+	"hayloft/disk/kernelcache/kernelcachetest"
+	"hayloft/internal/command"
+	"hayloft/internal/dm"
+	"hayloft/lab/labtest"
+)
+
+const suite = kernelcachetest.Instance
+
+func TestGuestDMCache(t *testing.T) {
+	labtest.Guest(t)
+	kernelcachetest.Run(t, kernelcachetest.Kernel{
+		Open: func(t *testing.T, run command.Runner) kernelcache.Driver {
+			t.Helper()
+			d, err := New(Config{Instance: suite, Runner: run, Patience: 5 * time.Second})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return d
+		},
+		Leave: func(t *testing.T, s kernelcache.Spec) {
+			t.Helper()
+			tools := dm.Tools{Runner: command.Exec{}}
+			for _, part := range []string{"", metaPart, dataPart} {
+				if err := tools.Remove(context.Background(), suite+"-"+s.Name+part, "HAYLOFT-dmcache-"+suite+"-"+s.Name+part); err != nil {
+					t.Fatal(err)
+				}
+			}
+		},
+		Mapped: func(s kernelcache.Spec) []string {
+			return []string{suite + "-" + s.Name, suite + "-" + s.Name + metaPart, suite + "-" + s.Name + dataPart}
+		},
+	})
+}
