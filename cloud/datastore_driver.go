@@ -50,7 +50,7 @@ var datastoreDrivers = []DatastoreDriver{
 	{Name: "http", Base: BaseURL, ReadOnly: true,
 		Options: []string{"CA_FILE", "USER", "PASSWORD_FILE", "TOKEN_FILE", "PLAIN_CREDENTIALS", "PROXY", "PROXY_PASSWORD_FILE"}},
 	{Name: "s3", Base: BaseBucket, System: true,
-		Options: []string{"ACCESS_KEY_ID", "SECRET_KEY_FILE", "REGION", "CA_FILE", "PLAIN_CREDENTIALS", "SPOOL_DIR"}},
+		Options: []string{"ACCESS_KEY_ID", "SECRET_KEY_FILE", "REGION", "CA_FILE", "PLAIN_CREDENTIALS", "SPOOL_DIR", "PROXY", "PROXY_PASSWORD_FILE"}},
 	{Name: "iscsi", Base: BaseGroup, Persistent: true,
 		Options: []string{"HOST", "PORT", "KEY_FILE", "KNOWN_HOSTS_FILE", "PORTAL", "TARGET", "POOL", "ATTACH", "CHAP_USER", "CHAP_PASSWORD_FILE", "UNORDERED_BACK"}},
 	{Name: "rbd", Also: []string{"ceph"}, Base: BasePool, Persistent: true, System: true,

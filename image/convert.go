@@ -15,13 +15,10 @@ import (
 	"hayloft/internal/command"
 )
 
-// convert turns a foreign disk format into sparse raw by qemu-img. What such a file can refer to besides
-// itself would be read with the server's rights; so references are looked for before qemu-img opens it.
+// convert turns a foreign disk format into sparse raw by qemu-img: in place where the object is a file of this host, else in
+// a file that is copied then. What such a file can refer to besides itself would be read with the server's rights; so
+// references are looked for before qemu-img opens it.
 func convert(ctx context.Context, o ImportOptions, format Format, src *origin, w Writer) (*Index, Info, error) {
-	local, ok := w.(Local)
-	if !ok {
-		return nil, Info{}, fault.Errorf(fault.Unsupported, "%s must be converted, which needs a repository with local files", format)
-	}
 	if err := refuseReferences(format, src); err != nil {
 		return nil, Info{}, err
 	}
@@ -29,25 +26,59 @@ func convert(ctx context.Context, o ImportOptions, format Format, src *origin, w
 	if err != nil {
 		return nil, Info{}, err
 	}
-	stop := watchFile(ctx, local.LocalPath(), func(done int64) {
+	report := func(done int64) {
 		if o.Report != nil {
-			o.Report(min(done, src.size), 2*src.size)
+			o.Report(min(done, 2*src.size), 2*src.size)
 		}
-	})
-	_, err = o.Runner.Run(ctx, command.Cmd{Name: "qemu-img", Args: []string{"convert", "-q", "-W", "-S", "64k",
-		"-f", string(format), "-O", "raw", src.path, local.LocalPath()}})
-	stop()
-	if err != nil {
-		return nil, Info{}, convertError(format, err)
+	}
+	second := func(done int64) { report(src.size + min(done, src.size)) }
+	local, ok := w.(Local)
+	if !ok {
+		return convertAside(ctx, o, format, src, size, w, report, second)
+	}
+	if err := convertTo(ctx, o, format, src, local.LocalPath(), report); err != nil {
+		return nil, Info{}, err
 	}
 	if err := w.SetSize(size); err != nil {
 		return nil, Info{}, err
 	}
-	index, stored, err := Scan(ctx, nil, w, size, func(done int64) {
-		if o.Report != nil {
-			o.Report(src.size+min(done, src.size), 2*src.size)
-		}
-	})
+	index, stored, err := Scan(ctx, nil, w, size, second)
+	return index, Info{Format: Raw, Size: size, ObjectSize: size, StoredBytes: stored}, err
+}
+
+// convertTo has qemu-img write the raw image over a file that is there.
+func convertTo(ctx context.Context, o ImportOptions, format Format, src *origin, path string, report func(int64)) error {
+	stop := watchFile(ctx, path, func(done int64) { report(min(done, src.size)) })
+	defer stop()
+	_, err := o.Runner.Run(ctx, command.Cmd{Name: "qemu-img", Args: []string{"convert", "-q", "-W", "-S", "64k",
+		"-f", string(format), "-O", "raw", src.path, path}})
+	if err != nil {
+		return convertError(format, err)
+	}
+	return nil
+}
+
+// convertAside converts into a file of this host's, and copies that to an object elsewhere.
+func convertAside(ctx context.Context, o ImportOptions, format Format, src *origin, size int64, w Writer, report, second func(int64)) (*Index, Info, error) {
+	aside, err := os.CreateTemp(scratch(), "hayloft-convert-*")
+	if err != nil {
+		return nil, Info{}, err
+	}
+	defer aside.Close()
+	defer os.Remove(aside.Name())
+	if err := convertTo(ctx, o, format, src, aside.Name(), report); err != nil {
+		return nil, Info{}, err
+	}
+	// qemu-img may have made the name another file's.
+	raw, err := os.Open(aside.Name())
+	if err != nil {
+		return nil, Info{}, err
+	}
+	defer raw.Close()
+	if err := w.SetSize(size); err != nil {
+		return nil, Info{}, err
+	}
+	index, stored, err := Scan(ctx, w, &origin{File: raw, path: aside.Name(), size: size}, size, second)
 	return index, Info{Format: Raw, Size: size, ObjectSize: size, StoredBytes: stored}, err
 }
 

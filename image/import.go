@@ -96,6 +96,16 @@ func scratchOf(w Writer) string {
 	if l, ok := w.(Local); ok {
 		return filepath.Dir(l.LocalPath())
 	}
+	return scratch()
+}
+
+// scratch is where large files are made for a while: not where /tmp is memory.
+func scratch() string {
+	if os.Getenv("TMPDIR") == "" {
+		if fi, err := os.Stat("/var/tmp"); err == nil && fi.IsDir() {
+			return "/var/tmp"
+		}
+	}
 	return os.TempDir()
 }
 

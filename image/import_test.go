@@ -351,8 +351,19 @@ func TestImportForeignDisks(t *testing.T) {
 				t.Errorf("truncated: %v", err)
 			}
 			empty()
+			if far, err := image.Import(context.Background(), image.ImportOptions{Source: file, Type: image.OS, To: elsewhere{repo}, Name: "far"}); err != nil || far.Digest != info.Digest {
+				t.Errorf("into a repository that is not on this host: %+v, %v", far, err)
+			}
 		})
 	}
+}
+
+// elsewhere is a repository whose objects are no files of this host.
+type elsewhere struct{ image.Target }
+
+func (e elsewhere) Create(ctx context.Context, name string) (image.Writer, error) {
+	w, err := e.Target.Create(ctx, name)
+	return struct{ image.Writer }{w}, err
 }
 
 func TestImportRefusesReferences(t *testing.T) {

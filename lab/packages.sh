@@ -7,7 +7,7 @@ demo="qemu-system-x86 qemu-utils lxc iproute2 nftables openssh-client ca-certifi
 	e2fsprogs mtools squashfs-tools syslinux"
 tests="gcc libc6-dev git procps busybox-static genisoimage xorriso protobuf-compiler qemu-block-extra util-linux
 	nbdkit libnbd-bin fio fuse3 openssh-server tgt nfs-ganesha nfs-ganesha-vfs ceph-mon ceph-mgr ceph-osd ceph-common
-	lvm2 thin-provisioning-tools xfsprogs btrfs-progs debootstrap open-iscsi"
+	lvm2 thin-provisioning-tools xfsprogs btrfs-progs debootstrap open-iscsi radosgw rpcbind curl"
 
 case ${1-} in
 demo) wanted=$demo ;;
