@@ -86,7 +86,9 @@ func New(dir string, lines ...string) (*Server, error) {
 			"Port "+fmt.Sprint(s.Port), "ListenAddress 127.0.0.1", "HostKey "+dir+"/host", "PidFile none",
 			"AuthorizedKeysFile "+dir+"/authorized_keys", "StrictModes no", "UsePAM no", "PermitRootLogin prohibit-password",
 			"PasswordAuthentication no", "KbdInteractiveAuthentication no", "LogLevel VERBOSE",
-			"Subsystem sftp internal-sftp", "MaxStartups 100"), "\n") + "\n",
+			"Subsystem sftp internal-sftp", "MaxStartups 100",
+			"SetEnv SHLVL=2", // bash leaves the user's .bashrc alone then
+		), "\n") + "\n",
 	} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			return nil, err
