@@ -301,10 +301,11 @@ func TestLeftKernelCache(t *testing.T) {
 // TestKernelModeChanges: from each mode to each while the machine is off, to the engine's too.
 func TestKernelModeChanges(t *testing.T) {
 	modes := []string{"NONE", "AROUND", "THRU", "BACK", "OFFLINE"}
+	b, k, v := cachedByKernel(t, true)
+	s := b.mine("")
 	for _, from := range modes {
 		for _, to := range modes {
-			b, k, v := cachedByKernel(t, true)
-			s := b.mine(from)
+			s.Mode = from
 			b.prepare(b.request(1, s))
 			if k.attached["1.0"].Name != "" {
 				k.dirty("1.0", 5)
