@@ -22,6 +22,8 @@ func TestGuestDMCacheOnLVM(t *testing.T) {
 	labtest.Guest(t)
 	began := time.Now()
 	step := func(what string) { t.Logf("%5.1f s: %s", time.Since(began).Seconds(), what) }
+	run(t, "modprobe", "loop", "max_loop=0") // hosts have its control device from the start
+	t.Cleanup(func() { run(t, "modprobe", "-r", "loop") })
 	b := onLVM(t, localstore.Thick)
 	driver, err := dmcache.New(dmcache.Config{Instance: "way", Log: slog.New(slog.DiscardHandler)})
 	if err != nil {

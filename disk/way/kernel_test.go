@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,11 +52,17 @@ func (f *fakeKernel) called(what, name string) error {
 }
 
 func (f *fakeKernel) read(s kernelcache.Spec) (c fakeContent, empty bool) {
-	text, err := os.ReadFile(s.Local)
+	file, err := os.Open(s.Local)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	text = []byte(strings.TrimRight(string(text), "\x00"))
+	defer file.Close()
+	text := make([]byte, 4096)
+	n, err := file.ReadAt(text, 0)
+	if err != nil && err != io.EOF {
+		f.t.Fatal(err)
+	}
+	text = []byte(strings.TrimRight(string(text[:n]), "\x00"))
 	if len(text) == 0 {
 		return c, true
 	}
