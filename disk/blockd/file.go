@@ -102,7 +102,7 @@ func (f *files) Close() error {
 }
 
 func (f *files) prepare(e Export, d export.Device) error {
-	_, err := f.add(e, d)
+	_, _, err := f.add(e, d)
 	return err
 }
 
@@ -122,16 +122,17 @@ func (f *files) resume() error {
 	return errors.Join(system.Resume(), f.Close())
 }
 
-// add makes the device a file of the file system, unless it is one already.
-func (f *files) add(e Export, d export.Device) (path string, err error) {
+// add makes the device a file of the file system, unless it is one already; undo, for when what follows fails, takes
+// away only what is new: others may be in use.
+func (f *files) add(e Export, d export.Device) (path string, undo func(), err error) {
 	system, err := f.mounted()
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.added[e.Name] != nil {
-		return filepath.Join(f.dir, e.Name), nil
+		return filepath.Join(f.dir, e.Name), func() {}, nil
 	}
 	o := fuse.Options{UID: e.UID, GID: e.GID}
 	if w, ok := d.(whole); ok && d.ReadOnly() {
@@ -139,13 +140,13 @@ func (f *files) add(e Export, d export.Device) (path string, err error) {
 	}
 	p := newPausable(d)
 	if path, err = system.Add(e.Name, p, o); err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if f.added == nil {
 		f.added = map[string]*pausable{}
 	}
 	f.added[e.Name] = p
-	return path, nil
+	return path, func() { f.remove(e.Name) }, nil
 }
 
 func (f *files) remove(name string) {
@@ -178,12 +179,12 @@ func (f *files) pause(name string) {
 
 // Present implements Presenter.
 func (f *files) Present(e Export, d export.Device) (Presented, error) {
-	path, err := f.add(e, d)
+	path, undo, err := f.add(e, d)
 	if err != nil {
 		return nil, err
 	}
 	if err := link(path, e.Path); err != nil {
-		f.remove(e.Name)
+		undo()
 		return nil, err
 	}
 	return &presentedFile{files: f, name: e.Name, path: e.Path, to: path}, nil
@@ -271,13 +272,13 @@ func (l loops) resume() error                           { return nil } // that o
 
 // Present implements Presenter.
 func (l loops) Present(e Export, d export.Device) (_ Presented, err error) {
-	path, err := l.files.add(e, d)
+	path, undo, err := l.files.add(e, d)
 	if err != nil {
 		return nil, err
 	}
 	device, err := l.attach(path, l.tag(e.Name), d.ReadOnly())
 	if err != nil {
-		l.files.remove(e.Name)
+		undo()
 		return nil, err
 	}
 	p := l.presented(e, device)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // PartMark is in the names, which begin with a dot, of files that are being written; a crash leaves them.
@@ -47,8 +48,17 @@ func write(path string, content []byte, mode fs.FileMode, publish func(part, pat
 	return SyncDir(dir)
 }
 
-// Remove removes the file at path, if there is one.
+// Remove removes the file at path, if there is one, and what crashes left of writing it.
 func Remove(path string) error {
+	parts, err := filepath.Glob(filepath.Join(literal.Replace(filepath.Dir(path)), literal.Replace("."+filepath.Base(path)+PartMark)+"*"))
+	if err != nil {
+		return err
+	}
+	for _, part := range parts {
+		if err := os.Remove(part); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	if err := os.Remove(path); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -57,6 +67,9 @@ func Remove(path string) error {
 	}
 	return SyncDir(filepath.Dir(path))
 }
+
+// literal makes text a pattern of itself.
+var literal = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`)
 
 // SyncDir makes the names in a directory durable.
 func SyncDir(dir string) error {

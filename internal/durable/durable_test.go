@@ -76,8 +76,15 @@ func TestWriteNew(t *testing.T) {
 
 func TestRemove(t *testing.T) {
 	dir := t.TempDir()
+	dir = filepath.Join(dir, "odd [a-z]*")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	path := filepath.Join(dir, "a")
 	if err := WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, ".a"+PartMark+"77"), nil, 0o600); err != nil { // as a crash leaves it
 		t.Fatal(err)
 	}
 	for range 2 { // the second does nothing
