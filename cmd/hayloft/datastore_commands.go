@@ -74,7 +74,8 @@ func newDatastoreCreateCommand(a *app) *cobra.Command {
 	var kind, path, driver, cluster string
 	cmd := one("create", "Make a datastore", `hayloft datastore create --name golden --type image --path /srv/golden
   hayloft datastore create --name slow --path /srv/nfs --set 'CACHE_MODE = BACK' --set 'CACHE_FILL_RATE = 20'
-  hayloft datastore create --name golden-web --driver http --path https://images.example/golden`,
+  hayloft datastore create --name golden-web --driver http --path https://images.example/golden
+  hayloft datastore create --name store --driver ssh --path /srv/images --set HOST=images@store`,
 		a.remote(func(ctx context.Context, c *client.Client, _ []string) error {
 			t, err := in.begin()
 			if err != nil {
@@ -101,12 +102,12 @@ func newDatastoreCreateCommand(a *app) *cobra.Command {
 	in.register(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&kind, "type", "", "image, file or system (default image)")
-	flags.StringVar(&path, "path", "", "BASE_PATH: a directory on the server and its hosts, or for http a URL")
-	flags.StringVar(&driver, "driver", "", "DS_MAD: path, or http to read from a web server (default path)")
+	flags.StringVar(&path, "path", "", "BASE_PATH: a directory; for other drivers a URL, SERVER:/EXPORT, a volume group, a pool")
+	flags.StringVar(&driver, "driver", "", "DS_MAD: "+strings.Join(cloud.DatastoreDriverNames(), ", ")+" (default path)")
 	flags.StringVar(&cluster, "cluster", "", "cluster, id or name")
 	must(cmd.MarkFlagDirname("path"))
 	completeWords(cmd, "type", "image", "file", "system")
-	completeWords(cmd, "driver", "path", "http")
+	completeWords(cmd, "driver", cloud.DatastoreDriverNames()...)
 	a.completeFlag(cmd, "cluster", cloud.KindCluster)
 	return cmd
 }
