@@ -308,17 +308,18 @@ func TestConnectionLost(t *testing.T) {
 func TestDeadHost(t *testing.T) {
 	s := sshlab.Start(t)
 	c := config(s)
-	c.KeepAlive, c.DeadAfter, c.ConnectLimit = 20*time.Millisecond, 200*time.Millisecond, 300*time.Millisecond
+	c.KeepAlive, c.DeadAfter = 50*time.Millisecond, time.Second
 	h := open(t, c)
 	p, err := h.Start(t.Context(), command.Cmd{Name: "cat"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.Stop()
-	if err := p.Wait(t.Context()); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "has not answered for 200ms") {
+	if err := p.Wait(t.Context()); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "has not answered for 1s") {
 		t.Error(err)
 	}
-	if _, err := h.Run(t.Context(), command.Cmd{Name: "true"}); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "no connection within 300ms") {
+	c.ConnectLimit = 300 * time.Millisecond
+	if _, err := open(t, c).Run(t.Context(), command.Cmd{Name: "true"}); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "no connection within 300ms") {
 		t.Error(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)

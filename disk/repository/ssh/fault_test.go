@@ -341,7 +341,7 @@ func TestServerThatHangs(t *testing.T) {
 	s := sshlab.Start(t)
 	dir := t.TempDir()
 	r, err := Connect(disk.Repository{ID: 7, Path: dir}, remote.Config{Address: s.Host, KeyFile: s.KeyFile, KnownHostsFile: s.KnownHostsFile,
-		KeepAlive: 50 * time.Millisecond, DeadAfter: 500 * time.Millisecond, ConnectLimit: time.Second})
+		KeepAlive: 50 * time.Millisecond, DeadAfter: 2 * time.Second, ConnectLimit: 3 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
