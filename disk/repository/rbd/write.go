@@ -17,6 +17,9 @@ func (r *Repository) Create(ctx context.Context, name string) (repository.Writer
 	if err := repository.CheckName(name); err != nil {
 		return nil, err
 	}
+	if err := r.free(ctx, name); err != nil {
+		return nil, r.object(name, err)
+	}
 	w, err := r.create(ctx, name, func() error {
 		_, err := r.rbd(ctx, "create", "--image", partOf(name), "--size", "0", "--image-feature", features)
 		return err
@@ -27,11 +30,8 @@ func (r *Repository) Create(ctx context.Context, name string) (repository.Writer
 	return w, nil
 }
 
-// create has make make the unfinished image, and opens it. Errors name the object.
+// create has make make the unfinished image of a name that is free, and opens it. Errors name the object.
 func (r *Repository) create(ctx context.Context, name string, make func() error) (_ *writer, err error) {
-	if err := r.free(ctx, name); err != nil {
-		return nil, r.object(name, err)
-	}
 	err = make()
 	if fault.Is(err, fault.Exists) {
 		if err = r.drop(ctx, partOf(name)); err == nil { // of a writer that died
