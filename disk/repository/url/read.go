@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sync/errgroup"
 
@@ -53,11 +54,23 @@ func (r *Repository) bytes(ctx context.Context, name string) (repository.Source,
 	if err != nil {
 		return nil, err
 	}
-	// QEMU opens directories of NFS servers like files.
-	if _, err := d.ReadAt(make([]byte, 1), 0); err != nil && strings.Contains(err.Error(), "NFS3ERR_ISDIR") {
-		return nil, errors.Join(r.object(name, fault.Errorf(fault.Invalid, "is a directory")), d.Close())
+	if err := first(d); err != nil {
+		return nil, errors.Join(r.object(name, err), d.Close())
 	}
 	return d, nil
+}
+
+// first reads the first byte: QEMU opens directories of NFS servers like files, and says only then that the argument is
+// invalid.
+func first(d *qemublock.Disk) error {
+	if d.Size() == 0 {
+		return nil
+	}
+	_, err := d.ReadAt(make([]byte, 1), 0)
+	if err != nil && strings.Contains(err.Error(), syscall.EINVAL.Error()) {
+		return fault.Errorf(fault.Invalid, "is a directory, or no file that can be read: %w", err)
+	}
+	return err
 }
 
 func readable(s repository.Source) bool {
