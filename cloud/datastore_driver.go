@@ -55,7 +55,8 @@ var datastoreDrivers = []DatastoreDriver{
 		Options: []string{"HOST", "PORT", "KEY_FILE", "KNOWN_HOSTS_FILE", "PORTAL", "TARGET", "POOL", "ATTACH", "CHAP_USER", "CHAP_PASSWORD_FILE", "UNORDERED_BACK"}},
 	{Name: "rbd", Also: []string{"ceph"}, Base: BasePool, Persistent: true, System: true,
 		Options: []string{"CEPH_CONF", "CEPH_USER", "CEPH_KEYRING", "ATTACH", "UNORDERED_BACK"}},
-	{Name: "url", Base: BaseAny, ReadOnly: true, Options: []string{"FORMAT"}},
+	{Name: "url", Base: BaseAny, ReadOnly: true, Options: []string{"FORMAT", "UID", "GID",
+		"CA_FILE", "USER", "PASSWORD_FILE", "TOKEN_FILE", "PLAIN_CREDENTIALS", "PROXY", "PROXY_PASSWORD_FILE"}},
 }
 
 // DatastoreDriverNames are the drivers' own names.
