@@ -1,0 +1,40 @@
+package bcache
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"hayloft/disk/kernelcache"
+	"hayloft/disk/kernelcache/kernelcachetest"
+	"hayloft/internal/command"
+	"hayloft/lab/labtest"
+)
+
+func TestGuestBcache(t *testing.T) {
+	labtest.Guest(t)
+	open := func(t *testing.T, run command.Runner) kernelcache.Driver {
+		t.Helper()
+		d, err := New(Config{Instance: kernelcachetest.Instance, Runner: run, Patience: 5 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	kernelcachetest.Run(t, kernelcachetest.Kernel{
+		Open: open,
+		Leave: func(t *testing.T, s kernelcache.Spec) {
+			t.Helper()
+			if err := open(t, nil).(*Driver).takeDown(context.Background(), s); err != nil {
+				t.Fatal(err)
+			}
+		},
+		Mapped: func(s kernelcache.Spec) []string {
+			var names []string
+			for _, part := range parts {
+				names = append(names, kernelcachetest.Instance+"-"+s.Name+part)
+			}
+			return names
+		},
+	})
+}
