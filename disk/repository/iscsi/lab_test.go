@@ -1,0 +1,141 @@
+package iscsi
+
+import (
+	"context"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"hayloft/cloud/fault"
+	"hayloft/disk"
+	"hayloft/disk/repository"
+	"hayloft/disk/repository/repositorytest"
+	"hayloft/internal/command"
+	"hayloft/internal/lvm"
+	"hayloft/internal/lvm/lvmtest"
+	"hayloft/lab/labtest"
+	"hayloft/lab/tgtlab"
+)
+
+const (
+	testGroup  = "vg"
+	testExtent = 32 << 10
+	testSize   = 256 << 20
+)
+
+// storage is a storage server: LVM is played, with files for devices; all else is real.
+type storage struct {
+	*lvmtest.Host
+	tgt  *tgtlab.Server
+	rest command.Runner // for what is not LVM's
+	mu   sync.Mutex
+	// before is asked before each program runs.
+	before func(cmd command.Cmd) error
+}
+
+func newStorage(t testing.TB) *storage {
+	t.Helper()
+	labtest.Root(t, "tgtd", "tgtadm", "qemu-storage-daemon", "dd")
+	tgt := tgtlab.Start(t)
+	return &storage{Host: lvmtest.New(t.TempDir(), testGroup, testSize, testExtent), tgt: tgt, rest: tgt.Runner(command.Exec{})}
+}
+
+var selected = regexp.MustCompile(`^lv_uuid="([^"]+)" && lv_tags=\{"([^"]+)"\}$`)
+
+// Run implements command.Runner.
+func (s *storage) Run(ctx context.Context, cmd command.Cmd) ([]byte, error) {
+	if s.before != nil {
+		if err := s.before(cmd); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case cmd.Name != "blkdiscard" && !strings.HasPrefix(cmd.Name, "lv") && !strings.HasPrefix(cmd.Name, "vg"):
+		return s.rest.Run(ctx, cmd)
+	case cmd.Args[0] == "--select":
+		s.mu.Lock() // as LVM's lock of a group
+		defer s.mu.Unlock()
+		want := selected.FindStringSubmatch(cmd.Args[1])
+		all, err := lvm.Tools{Runner: s.Host}.Volumes(ctx, testGroup)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(all, func(v lvm.Volume) bool { return v.UUID == want[1] && slices.Contains(v.Tags, want[2]) }) {
+			return nil, nil
+		}
+		cmd.Args = cmd.Args[2:]
+	default:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+	}
+	return s.Host.Run(ctx, cmd)
+}
+
+// repository gives one on that server.
+func (s *storage) repository(t testing.TB, options map[string]string) *Repository {
+	t.Helper()
+	all := map[string]string{"PORTAL": s.tgt.Portal}
+	for k, v := range options {
+		all[k] = v
+	}
+	r, err := New(disk.Repository{ID: 7, Path: testGroup, Options: all})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.server, r.device, r.limit = s, s.Path, 5*time.Second
+	t.Cleanup(func() { r.Close() })
+	return r
+}
+
+// thick and thin make an empty repository each.
+func thick(t testing.TB) (*storage, *Repository) {
+	s := newStorage(t)
+	return s, s.repository(t, nil)
+}
+
+func thin(t testing.TB) (*storage, *Repository) {
+	s := newStorage(t)
+	if err := (lvm.Tools{Runner: s.Host}).CreatePool(t.Context(), lvm.NewPool{Group: testGroup, Name: "pool", Size: 64 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	return s, s.repository(t, map[string]string{"POOL": "pool"})
+}
+
+// clean is what a test leaves: no target, and volumes of finished objects alone.
+func clean(t testing.TB, s *storage) {
+	t.Helper()
+	if n, err := s.tgt.Targets(); n != 0 || err != nil {
+		t.Errorf("%d targets are left, %v", n, err)
+	}
+	all, err := lvm.Tools{Runner: s.Host}.Volumes(context.Background(), testGroup)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, v := range all {
+		if !strings.HasPrefix(v.Name, objectPrefix) && v.Name != "pool" {
+			t.Errorf("volume %s is left", v.Name)
+		}
+	}
+}
+
+func TestSuite(t *testing.T) {
+	for name, make := range map[string]func(testing.TB) (*storage, *Repository){"thick": thick, "thin": thin} {
+		t.Run(name, func(t *testing.T) {
+			repositorytest.Run(t, func(t *testing.T) repository.Repository {
+				s, r := make(t)
+				t.Cleanup(func() { clean(t, s) })
+				return r
+			})
+		})
+	}
+}
+
+func class(t *testing.T, what string, err error, want fault.Class) {
+	t.Helper()
+	if !fault.Is(err, want) {
+		t.Errorf("%s: %v is %v, want %v", what, err, fault.ClassOf(err), want)
+	}
+}

@@ -1,0 +1,337 @@
+package iscsi
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strconv"
+	"sync"
+
+	"hayloft/cloud/fault"
+	"hayloft/disk/repository"
+	"hayloft/disk/repository/qemublock"
+)
+
+// OpenTarget implements repository.Writable. Whoever else has the image open for writing is cut off; with ATTACH kernel this
+// host's device goes for that (fault.Busy when it is in use).
+func (r *Repository) OpenTarget(ctx context.Context, name string, owner repository.Owner) (repository.Target, repository.Mark, error) {
+	if err := r.check(name); err != nil {
+		return nil, repository.Mark{}, err
+	}
+	v, err := r.lookup(ctx, name)
+	if err == nil {
+		switch m := v.mark; {
+		case !m.taken():
+			err = fault.Errorf(fault.WrongState, "is not owned by machine %d on host %s, nor by anybody else", owner.Machine, owner.Host)
+		case m.owner != owner:
+			err = busy(m)
+		}
+	}
+	if err == nil && r.kernel {
+		err = r.detach(ctx, v)
+	}
+	if err == nil {
+		err = r.fence(ctx, v, func(place) bool { return false })
+	}
+	t := &persistent{repository: r, name: name, volume: v}
+	if err == nil {
+		t.boot, err = r.boot(ctx)
+	}
+	if err != nil {
+		return nil, repository.Mark{}, r.object(name, err)
+	}
+	if err := t.open(ctx); err != nil {
+		return nil, repository.Mark{}, err
+	}
+	t.size = v.size
+	return t, v.mark.public(), nil
+}
+
+// persistent is a persistent image in use.
+type persistent struct {
+	repository *Repository
+	name       string
+	boot       string // of the server's kernel: what it had in memory is there while that runs
+
+	mu     sync.RWMutex // held for reading while requests are under way
+	volume volume
+	disk   *qemublock.Disk
+	export export
+	closed bool
+
+	little sync.Mutex // for what is below
+	size   int64
+	lost   error // why it is no longer ours
+}
+
+var (
+	_ repository.Target  = (*persistent)(nil)
+	_ repository.Extents = (*persistent)(nil)
+)
+
+// open makes the target and opens it; whoever took the image away before that finds it and removes it, or is found.
+func (t *persistent) open(ctx context.Context) error {
+	d, e, err := t.repository.open(ctx, t.name, owning, t.volume, false, nil)
+	if err != nil {
+		return err
+	}
+	v, err := t.repository.again(ctx, t.volume)
+	if err == nil {
+		err = possessed(v, t.volume.mark.owner, t.volume.mark.generation)
+	}
+	if err != nil {
+		_ = d.Close()
+		return t.repository.object(t.name, errors.Join(err, t.repository.drop(ctx, e)))
+	}
+	t.disk, t.export = d, e
+	return nil
+}
+
+func (t *persistent) errorf(class fault.Class, format string, args ...any) error {
+	return t.repository.object(t.name, fault.Errorf(class, format, args...))
+}
+
+func (t *persistent) state() (size int64, lost error) {
+	t.little.Lock()
+	defer t.little.Unlock()
+	return t.size, t.lost
+}
+
+// lose says why nothing works from now on; the first reason stays.
+func (t *persistent) lose(err error) error {
+	t.little.Lock()
+	defer t.little.Unlock()
+	if t.lost == nil {
+		t.lost = err
+	}
+	return t.lost
+}
+
+// explain looks into an error: whether the image is still ours, whether the pool is full.
+func (t *persistent) explain(err error) error {
+	if err == nil || errors.Is(err, io.EOF) || fault.Is(err, fault.Invalid) {
+		return err
+	}
+	if _, lost := t.state(); lost != nil {
+		return lost
+	}
+	r := t.repository
+	ctx, cancel := context.WithTimeout(context.Background(), r.limit)
+	defer cancel()
+	v, lookup := r.again(ctx, volume{Volume: t.volume.Volume})
+	switch {
+	case fault.Is(lookup, fault.NotFound):
+		return t.lose(t.errorf(fault.Busy, "was deleted"))
+	case lookup == nil:
+		if taken := possessed(v, t.volume.mark.owner, t.volume.mark.generation); taken != nil {
+			return t.lose(r.object(t.name, taken))
+		}
+	}
+	return r.spaceOr(ctx, t.volume.Pool, err)
+}
+
+// Size is the length in bytes.
+func (t *persistent) Size() int64 {
+	size, _ := t.state()
+	return size
+}
+
+// with does f with the disk.
+func (t *persistent) with(f func(*qemublock.Disk) error) error {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if _, lost := t.state(); lost != nil {
+		return lost
+	}
+	return t.explain(f(t.disk))
+}
+
+func (t *persistent) ReadAt(p []byte, offset int64) (n int, err error) {
+	if offset < 0 {
+		return 0, t.errorf(fault.Invalid, "read at %d", offset)
+	}
+	length := max(0, min(int64(len(p)), t.Size()-offset))
+	err = t.with(func(d *qemublock.Disk) (err error) {
+		n, err = d.ReadAt(p[:length], offset)
+		if length == 0 && errors.Is(err, io.EOF) {
+			err = nil
+		}
+		return err
+	})
+	if err == nil && length < int64(len(p)) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+func (t *persistent) WriteAt(p []byte, offset int64) (n int, err error) {
+	end := offset + int64(len(p))
+	if offset < 0 || end < offset {
+		return 0, t.errorf(fault.Invalid, "%d bytes at %d", len(p), offset)
+	}
+	if end > t.Size() {
+		if err := t.Truncate(end); err != nil && !fault.Is(err, fault.Invalid) { // another one made it longer still
+			return 0, err
+		}
+	}
+	err = t.with(func(d *qemublock.Disk) (err error) {
+		n, err = d.WriteAt(p, offset)
+		return err
+	})
+	return n, err
+}
+
+// Discard implements repository.Target. Zeros are written: the target cannot give space back.
+func (t *persistent) Discard(offset, length int64) error {
+	if offset < 0 || length < 0 || offset+length < offset {
+		return t.errorf(fault.Invalid, "%d bytes at %d", length, offset)
+	}
+	if length = min(length, t.Size()-offset); length <= 0 {
+		return nil
+	}
+	return t.with(func(d *qemublock.Disk) error { return d.Discard(offset, length) })
+}
+
+// NextData implements repository.Extents.
+func (t *persistent) NextData(offset int64) (start, end int64, err error) {
+	size := t.Size()
+	if offset >= size {
+		return 0, 0, io.EOF
+	}
+	err = t.with(func(d *qemublock.Disk) (err error) {
+		start, end, err = d.NextData(offset)
+		return err
+	})
+	if err == nil && start >= size {
+		err = io.EOF
+	}
+	return start, min(end, size), err
+}
+
+// Sync implements repository.Target. What was acknowledged is in the server's memory at least: when our own way to it broke
+// before the target was asked, the server itself makes it durable, unless it was started anew.
+func (t *persistent) Sync() error {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if _, lost := t.state(); lost != nil {
+		return lost
+	}
+	err := t.disk.Sync()
+	if notBegun := (*repository.NotBegun)(nil); !errors.As(err, &notBegun) {
+		return t.explain(err)
+	}
+	r := t.repository
+	ctx, cancel := context.WithTimeout(context.Background(), r.limit)
+	defer cancel()
+	boot, unknown := r.boot(ctx)
+	switch {
+	case unknown != nil:
+		return err
+	case boot != t.boot:
+		return t.lose(t.errorf(fault.Unavailable, "the storage server was started anew before what it had was durable: %w", errors.Unwrap(err)))
+	}
+	v, unknown := r.again(ctx, volume{Volume: t.volume.Volume})
+	if unknown != nil {
+		return err
+	}
+	if taken := possessed(v, t.volume.mark.owner, t.volume.mark.generation); taken != nil {
+		return t.lose(r.object(t.name, taken))
+	}
+	return r.object(t.name, r.flush(ctx, v))
+}
+
+// Truncate implements repository.Target.
+func (t *persistent) Truncate(size int64) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now, lost := t.state()
+	switch {
+	case lost != nil:
+		return lost
+	case size < now:
+		return t.errorf(fault.Invalid, "cannot be cut from %d to %d bytes", now, size)
+	case size == now:
+		return nil
+	case t.closed:
+		return t.errorf(fault.Unavailable, "closed")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lvmLimit)
+	defer cancel()
+	if err := t.grow(ctx, size); err != nil {
+		return t.explain(t.repository.object(t.name, err))
+	}
+	if err := t.setSize(ctx, size); err != nil {
+		return t.explain(t.repository.object(t.name, err))
+	}
+	t.little.Lock()
+	t.size = size
+	t.little.Unlock()
+	return nil
+}
+
+// grow makes the volume as long as size, with zeros at its end. When it fails in the middle, the target is of no use any more.
+func (t *persistent) grow(ctx context.Context, size int64) error {
+	r := t.repository
+	old := t.volume.Size
+	if size <= old {
+		return nil
+	}
+	if err := r.extend(ctx, t.volume, size); err != nil {
+		return err
+	}
+	v, err := r.again(ctx, t.volume)
+	if err != nil {
+		return err
+	}
+	if v.Pool == "" {
+		if err := r.tools(ctx).Zero(ctx, r.device(v.Name), old, v.Size-old); err != nil {
+			return err
+		}
+	}
+	if err := t.disk.Sync(); err != nil {
+		return err
+	}
+	_ = t.disk.Close()
+	if err := r.drop(ctx, t.export); err != nil {
+		return t.lose(err)
+	}
+	v.mark = t.volume.mark
+	t.volume = v
+	if err := t.open(ctx); err != nil {
+		return t.lose(err)
+	}
+	return nil
+}
+
+func (t *persistent) setSize(ctx context.Context, size int64) error {
+	r := t.repository
+	for {
+		v, err := r.again(ctx, t.volume)
+		if err == nil {
+			err = possessed(v, t.volume.mark.owner, t.volume.mark.generation)
+		}
+		if err != nil || v.size >= size {
+			return err
+		}
+		tag := sizeTag + strconv.FormatInt(size, 10)
+		if _, err := r.swap(ctx, v, v.mark.tag(), []string{sizeTag + strconv.FormatInt(v.size, 10)}, []string{v.mark.tag(), tag}); err != nil {
+			return err
+		}
+	}
+}
+
+// Close takes the target away.
+func (t *persistent) Close() error {
+	t.mu.RLock()
+	err := t.disk.Close() // ends requests under way
+	t.mu.RUnlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil
+	}
+	t.closed = true
+	_ = t.disk.Close()
+	_ = t.repository.drop(context.Background(), t.export) // else the next owner's, or Sweep's
+	return err
+}

@@ -1,0 +1,182 @@
+package iscsi
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"hayloft/cloud/fault"
+	"hayloft/disk"
+	"hayloft/disk/repository"
+	"hayloft/internal/lvm"
+)
+
+// volumes lists the group. A group that is not there is trouble of the server: nothing is known about objects then.
+func (r *Repository) volumes(ctx context.Context) ([]lvm.Volume, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fault.As(fault.Unavailable, err)
+	}
+	all, err := r.tools(ctx).Volumes(ctx, r.group)
+	if fault.Is(err, fault.NotFound) {
+		err = fault.As(fault.Unavailable, err)
+	}
+	// One of several segments may be listed several times.
+	seen := map[string]bool{}
+	return slices.DeleteFunc(all, func(v lvm.Volume) bool {
+		again := seen[v.UUID]
+		seen[v.UUID] = true
+		return again
+	}), err
+}
+
+// find gives the volume that fits: fault.NotFound, fault.Busy when it is not ours.
+func (r *Repository) find(ctx context.Context, fits func(lvm.Volume) bool) (volume, error) {
+	all, err := r.volumes(ctx)
+	if err != nil {
+		return volume{}, err
+	}
+	i := slices.IndexFunc(all, fits)
+	if i < 0 {
+		return volume{}, fault.Errorf(fault.NotFound, "there is none")
+	}
+	if !ours(all[i]) {
+		return volume{}, fault.Errorf(fault.Busy, "the group has a volume %s (%s) that is not Hayloft's: it is left alone", all[i].Name, all[i].UUID)
+	}
+	return read(all[i])
+}
+
+func named(name string) func(lvm.Volume) bool {
+	return func(v lvm.Volume) bool { return v.Name == name }
+}
+
+func (r *Repository) lookup(ctx context.Context, name string) (volume, error) {
+	return r.find(ctx, named(objectPrefix+encode(name)))
+}
+
+// again looks the same volume up, whatever its name is now.
+func (r *Repository) again(ctx context.Context, v volume) (volume, error) {
+	return r.find(ctx, func(other lvm.Volume) bool { return other.UUID == v.UUID })
+}
+
+// swap replaces tags of a volume, one of which it must have: has. It does nothing when that is not there any more. What came
+// of it is what the volume says then.
+func (r *Repository) swap(ctx context.Context, v volume, has string, remove, add []string) (volume, error) {
+	tools := lvm.Tools{Runner: attended{Repository: r, caller: ctx, selection: selection(v, has)}}
+	remove = slices.DeleteFunc(append([]string{has}, remove...), func(tag string) bool { return slices.Contains(add, tag) })
+	if err := tools.Retag(ctx, r.group, []string{v.Name}, add, remove); err != nil {
+		return v, err
+	}
+	return r.again(ctx, v)
+}
+
+// selection is lvmreport(7)'s: that volume, as long as it has the tag.
+func selection(v volume, tag string) string {
+	return fmt.Sprintf(`lv_uuid="%s" && lv_tags={"%s"}`, v.UUID, tag)
+}
+
+// setMark replaces a mark by another; false when it was no longer the first.
+func (r *Repository) setMark(ctx context.Context, v volume, to mark, remove, add []string) (bool, error) {
+	v, err := r.swap(ctx, v, v.mark.tag(), remove, append([]string{to.tag()}, add...))
+	return err == nil && v.mark == to, err
+}
+
+// remove removes a volume for good. Nobody else may have a reason to.
+func (r *Repository) remove(ctx context.Context, v volume) error {
+	err := r.tools(ctx).Remove(ctx, r.group, v.Name)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	return err
+}
+
+// extend makes a volume longer, in whole granules.
+func (r *Repository) extend(ctx context.Context, v volume, size int64) error {
+	return r.tools(ctx).Extend(ctx, r.group, v.Name, (size+granule-1)/granule*granule)
+}
+
+// Stat implements repository.Repository.
+func (r *Repository) Stat(ctx context.Context, name string) (repository.Info, error) {
+	if err := r.check(name); err != nil {
+		return repository.Info{}, err
+	}
+	v, err := r.lookup(ctx, name)
+	if err != nil {
+		return repository.Info{}, r.object(name, err)
+	}
+	return repository.Info{Name: name, Size: v.size, Modified: v.modified}, nil
+}
+
+// List implements repository.Repository.
+func (r *Repository) List(ctx context.Context, prefix string) ([]repository.Info, error) {
+	all, err := r.volumes(ctx)
+	if err != nil {
+		return nil, r.whole(err)
+	}
+	var list []repository.Info
+	for _, one := range all {
+		name, ok := nameOf(one.Name, objectPrefix)
+		if !ok || !ours(one) || !strings.HasPrefix(name, prefix) {
+			continue
+		}
+		v, err := read(one)
+		if err != nil {
+			continue // whoever opens it learns what is wrong
+		}
+		list = append(list, repository.Info{Name: name, Size: v.size, Modified: v.modified})
+	}
+	slices.SortFunc(list, func(a, b repository.Info) int { return strings.Compare(a.Name, b.Name) })
+	return list, nil
+}
+
+// Capacity implements repository.Repository: that of the pool, without one of the group.
+func (r *Repository) Capacity(ctx context.Context) (disk.Capacity, error) {
+	if r.pool != "" {
+		p, err := r.thinPool(ctx)
+		if err != nil {
+			return disk.Capacity{}, r.whole(err)
+		}
+		return disk.Capacity{Total: p.Size, Used: p.Taken(), Free: p.Size - p.Taken()}, nil
+	}
+	g, err := r.tools(ctx).Group(ctx, r.group)
+	if fault.Is(err, fault.NotFound) {
+		err = fault.As(fault.Unavailable, err)
+	}
+	if err != nil {
+		return disk.Capacity{}, r.whole(err)
+	}
+	return disk.Capacity{Total: g.Size, Used: g.Size - g.Free, Free: g.Free}, nil
+}
+
+// thinPool describes the pool.
+func (r *Repository) thinPool(ctx context.Context) (lvm.Volume, error) {
+	all, err := r.volumes(ctx)
+	if err != nil {
+		return lvm.Volume{}, err
+	}
+	i := slices.IndexFunc(all, named(r.pool))
+	switch {
+	case i < 0:
+		return lvm.Volume{}, fault.Errorf(fault.Unavailable, "POOL %s: the group has none", r.pool)
+	case !all[i].IsPool:
+		return lvm.Volume{}, fault.Errorf(fault.Unsupported, "POOL %s is a volume, not a thin pool", r.pool)
+	case !all[i].Zeroing:
+		return lvm.Volume{}, fault.Errorf(fault.Unsupported, "POOL %s does not zero its blocks (lvchange --zero y): volumes would show what was there before", r.pool)
+	}
+	return all[i], nil
+}
+
+// spaceOr makes fault.OutOfSpace of a write that failed because the pool is full.
+func (r *Repository) spaceOr(ctx context.Context, pool string, err error) error {
+	if !fault.Is(err, fault.Unavailable) || pool == "" {
+		return err
+	}
+	all, lost := r.volumes(ctx)
+	if lost != nil {
+		return err
+	}
+	if i := slices.IndexFunc(all, named(pool)); i >= 0 && all[i].DataPercent > 99.9 {
+		return fault.Errorf(fault.OutOfSpace, "pool %s is full: %w", pool, err)
+	}
+	return err
+}
