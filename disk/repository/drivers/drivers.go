@@ -7,6 +7,7 @@ import (
 	"hayloft/disk"
 	"hayloft/disk/repository"
 	"hayloft/disk/repository/http"
+	"hayloft/disk/repository/iscsi"
 	"hayloft/disk/repository/nfs"
 	"hayloft/disk/repository/path"
 	"hayloft/disk/repository/rbd"
@@ -29,6 +30,8 @@ func Open(r disk.Repository) (repository.Repository, error) {
 		return http.New(r)
 	case "s3":
 		return s3.New(r)
+	case "iscsi":
+		return iscsi.New(r)
 	case "rbd":
 		return rbd.New(r)
 	case "url":
