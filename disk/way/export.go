@@ -84,7 +84,7 @@ func (p *preparation) export(ctx context.Context, d *diskRecord, want blockd.Exp
 		return err
 	}
 	if former != nil && !alike(*former, want) {
-		open, err := w.connected(ctx, former.Name)
+		open, err := w.staysConnected(ctx, former.Name)
 		switch {
 		case err != nil:
 			return err

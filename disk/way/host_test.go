@@ -92,6 +92,9 @@ func (b *bench) reopen(max int64) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	if b.data != nil {
+		w.leaving = time.Millisecond
+	}
 	if b.kernel != nil {
 		w.blocks = files{}
 	}

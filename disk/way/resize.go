@@ -114,7 +114,7 @@ const leaveLimit = 2 * time.Second
 
 // staysConnected is connected, once the connections of who has just gone are.
 func (w *Way) staysConnected(ctx context.Context, name string) (bool, error) {
-	limit := time.NewTimer(leaveLimit)
+	limit := time.NewTimer(w.leaving)
 	defer limit.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

@@ -85,7 +85,7 @@ func (p *preparation) directImage(ctx context.Context, repo repository.Repositor
 
 // endDirect ends the export of a persistent image that gets a cache.
 func (p *preparation) endDirect(ctx context.Context, d *diskRecord) error {
-	if open, err := p.way.connected(ctx, d.Export.Name); err != nil || open {
+	if open, err := p.way.staysConnected(ctx, d.Export.Name); err != nil || open {
 		return errors.Join(err, fault.Errorf(fault.WrongState, "CACHE_MODE NONE to %s: the machine has the disk open", d.Mode))
 	}
 	former := *d.Export
@@ -199,7 +199,7 @@ func (p *preparation) exportVolume(ctx context.Context, spec disk.Spec, d *diskR
 	former := d.Export
 	if former != nil {
 		if want.Volume.Load = former.Volume.Load; !alike(*former, want) {
-			open, err := w.connected(ctx, former.Name)
+			open, err := w.staysConnected(ctx, former.Name)
 			if err != nil {
 				return err
 			}
@@ -267,7 +267,7 @@ func (p *preparation) watchLoad(ctx context.Context, data blockd.Service, want b
 func (p *preparation) endVolume(ctx context.Context, d *diskRecord) error {
 	w := p.way
 	if d.Export != nil {
-		open, err := w.connected(ctx, d.Export.Name)
+		open, err := w.staysConnected(ctx, d.Export.Name)
 		if err != nil {
 			return err
 		}

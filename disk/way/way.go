@@ -60,10 +60,11 @@ type Way struct {
 	store  localstore.Store
 	open   func(disk.Repository) (repository.Repository, error)
 
-	blocks blocks
-	bases  baseVolumes
-	copies *fastcopy.Limiter
-	swept  bool // volumes, see there
+	blocks  blocks
+	leaving time.Duration // see leaveLimit
+	bases   baseVolumes
+	copies  *fastcopy.Limiter
+	swept   bool // volumes, see there
 
 	mu      sync.Mutex
 	turns   map[string]*turn
@@ -108,7 +109,7 @@ func New(c Config) (*Way, error) {
 	}
 	return &Way{
 		config: c, store: store, open: c.Open,
-		blocks: loops{}, bases: baseVolumes{pins: map[string]int{}, used: map[string]time.Time{}}, copies: newLimiter(c.Copies, c.CopiesPerRepository),
+		blocks: loops{}, leaving: leaveLimit, bases: baseVolumes{pins: map[string]int{}, used: map[string]time.Time{}}, copies: newLimiter(c.Copies, c.CopiesPerRepository),
 		turns: map[string]*turn{}, flights: map[flightKey]*flight{}, counted: map[string]int64{}, totals: map[string]int64{},
 	}, nil
 }
