@@ -29,11 +29,13 @@ type exportRecord struct {
 
 // exported is one export. Its record does not change once it is made.
 type exported struct {
-	daemon *Daemon
-	record exportRecord
-	ctx    context.Context // ends with the export
-	cancel context.CancelFunc
-	uses   sync.WaitGroup // of the volume, and the opening after a restart
+	daemon  *Daemon
+	record  exportRecord
+	ctx     context.Context // ends with the export
+	cancel  context.CancelFunc
+	uses    sync.WaitGroup // of the volume, and the opening after a restart
+	there   chan struct{}  // closed when the device can be reached
+	reached sync.Once
 
 	mu        sync.Mutex
 	presented Presented
@@ -50,7 +52,7 @@ type exported struct {
 }
 
 func newExported(d *Daemon, r exportRecord) *exported {
-	x := &exported{daemon: d, record: r}
+	x := &exported{daemon: d, record: r, there: make(chan struct{})}
 	x.ctx, x.cancel = context.WithCancel(d.ctx)
 	if r.Size > 0 {
 		x.door = newDoor(r.Size, r.Export.readOnly(), d.config.Patience)
@@ -158,9 +160,7 @@ const (
 func (x *exported) resume() error {
 	presenter, err := x.daemon.presenter(x.record.Export)
 	if f, ok := presenter.(formerly); ok {
-		if p := f.formerly(x.record.Export); p != nil {
-			x.presented, x.former = p, true
-		}
+		x.presented, x.former = f.formerly(x.record.Export), true
 	}
 	if err == nil && !x.former {
 		err = x.present(presenter)
@@ -176,6 +176,24 @@ func (x *exported) resume() error {
 	return err
 }
 
+// reach notes how the device is reachable; x.mu is held.
+func (x *exported) reach(p Presented) {
+	x.presented, x.former = p, false
+	x.reached.Do(func() { close(x.there) })
+}
+
+// reachable waits until the device can be reached, which after a restart it may not be at once.
+func (x *exported) reachable(ctx context.Context) error {
+	select {
+	case <-x.there:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-x.ctx.Done():
+		return fault.Errorf(fault.Unavailable, "export %s: is ending", x.record.Export.Name)
+	}
+}
+
 func (x *exported) present(presenter Presenter) error {
 	p, err := presenter.Present(x.record.Export, x.door)
 	if err != nil {
@@ -184,7 +202,7 @@ func (x *exported) present(presenter Presenter) error {
 	x.mu.Lock()
 	ended := x.ended
 	if !ended {
-		x.presented, x.former = p, false
+		x.reach(p)
 	}
 	x.mu.Unlock()
 	if ended {

@@ -74,7 +74,7 @@ func (d *Daemon) Export(ctx context.Context, e Export) error {
 	defer give()
 	if x := d.exported(e.Name); x != nil {
 		if sameJSON(x.record.Export, e) {
-			return nil
+			return x.reachable(ctx)
 		}
 		return fault.Errorf(fault.Exists, "export %s: exists, and is another", e.Name)
 	}
@@ -139,7 +139,7 @@ func (x *exported) create(ctx context.Context, presenter Presenter) error {
 	}
 	back.Push(p.Close)
 	x.mu.Lock()
-	x.presented = p
+	x.reach(p)
 	x.mu.Unlock()
 	d.mu.Lock()
 	if d.closed {

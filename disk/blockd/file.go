@@ -53,7 +53,7 @@ type restoring interface {
 
 // formerly is what a Presenter has whose devices of before a restart cannot be looked at before they are served.
 type formerly interface {
-	// formerly is what was presented, so that it can be ended, nil when nobody can have it open; it looks at nothing.
+	// formerly is what was presented, so that it can be ended; it looks at nothing.
 	formerly(e Export) Presented
 }
 
@@ -289,14 +289,11 @@ func (l loops) Present(e Export, d export.Device) (_ Presented, err error) {
 }
 
 func (l loops) formerly(e Export) Presented {
-	device, err := os.Readlink(e.Path)
-	if err != nil { // the process died before the export was made
-		return nil
-	}
+	device, _ := os.Readlink(e.Path) // the process may have died before it made the link
 	return l.presented(e, device)
 }
 
-// presented is an export on a device.
+// presented is an export on a device, "" when that is not known.
 func (l loops) presented(e Export, device string) *presentedFile {
 	return &presentedFile{files: l.files, name: e.Name, path: e.Path, to: device, device: device, detach: func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), presentLimit)
@@ -305,11 +302,13 @@ func (l loops) presented(e Export, device string) *presentedFile {
 	}}
 }
 
-// detachAll detaches a device, and those of its tag that a process was about to attach when it was killed.
+// detachAll detaches a device, "" when it is not known, and those of its tag that a process was about to attach when it was killed.
 func detachAll(ctx context.Context, device, path, tag string) error {
 	for {
-		if err := loop.Detach(ctx, device, path, tag); err != nil {
-			return err
+		if device != "" {
+			if err := loop.Detach(ctx, device, path, tag); err != nil {
+				return err
+			}
 		}
 		found, err := loop.Find(ctx, path, tag)
 		if fault.Is(err, fault.NotFound) {
