@@ -132,6 +132,7 @@ func (p *pass) progress(done disk.Progress) {
 	}
 	report := proto.Clone(p.m.report).(*wire.MachineReport)
 	report.ProgressStep, report.ProgressDone, report.ProgressTotal = done.Step, done.Done, done.Total
+	report.ProgressRate = int64(done.Rate)
 	p.m.report = report
 	p.markDirty(p.vm())
 }

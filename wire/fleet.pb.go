@@ -2240,7 +2240,8 @@ type MachineReport struct {
 	CpuSeconds      float64                `protobuf:"fixed64,16,opt,name=cpu_seconds,json=cpuSeconds,proto3" json:"cpu_seconds,omitempty"` // of the running domain, sampled now and then
 	MemoryBytes     int64                  `protobuf:"varint,17,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	Caches          []*DiskCache           `protobuf:"bytes,18,rep,name=caches,proto3" json:"caches,omitempty"`
-	Warning         string                 `protobuf:"bytes,19,opt,name=warning,proto3" json:"warning,omitempty"` // of a machine that is OFF: what its repositories have not got yet, and why
+	ProgressRate    int64                  `protobuf:"varint,20,opt,name=progress_rate,json=progressRate,proto3" json:"progress_rate,omitempty"` // bytes a second lately; 0: not known
+	Warning         string                 `protobuf:"bytes,19,opt,name=warning,proto3" json:"warning,omitempty"`                                // of a machine that is OFF: what its repositories have not got yet, and why
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -2399,6 +2400,13 @@ func (x *MachineReport) GetCaches() []*DiskCache {
 		return x.Caches
 	}
 	return nil
+}
+
+func (x *MachineReport) GetProgressRate() int64 {
+	if x != nil {
+		return x.ProgressRate
+	}
+	return 0
 }
 
 func (x *MachineReport) GetWarning() string {
@@ -3029,7 +3037,7 @@ const file_fleet_proto_rawDesc = "" +
 	"\verror_class\x18\x05 \x01(\tR\n" +
 	"errorClass\x12\x12\n" +
 	"\x04done\x18\x06 \x01(\x03R\x04done\x12\x14\n" +
-	"\x05total\x18\a \x01(\x03R\x05total\"\xb5\x05\n" +
+	"\x05total\x18\a \x01(\x03R\x05total\"\xda\x05\n" +
 	"\rMachineReport\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\x03R\x02vm\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12,\n" +
@@ -3053,7 +3061,8 @@ const file_fleet_proto_rawDesc = "" +
 	"\vcpu_seconds\x18\x10 \x01(\x01R\n" +
 	"cpuSeconds\x12!\n" +
 	"\fmemory_bytes\x18\x11 \x01(\x03R\vmemoryBytes\x122\n" +
-	"\x06caches\x18\x12 \x03(\v2\x1a.hayloft.wire.v1.DiskCacheR\x06caches\x12\x18\n" +
+	"\x06caches\x18\x12 \x03(\v2\x1a.hayloft.wire.v1.DiskCacheR\x06caches\x12#\n" +
+	"\rprogress_rate\x18\x14 \x01(\x03R\fprogressRate\x12\x18\n" +
 	"\awarning\x18\x13 \x01(\tR\awarning\"\xb1\x01\n" +
 	"\tDiskCache\x12\x12\n" +
 	"\x04disk\x18\x01 \x01(\x05R\x04disk\x12\x12\n" +

@@ -81,10 +81,11 @@ func newDatastoreCreateCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if path != "" && !strings.Contains(path, "://") {
-				if path, err = filepath.Abs(path); err != nil {
-					return err
-				}
+			if named, ok := t.Get("DS_MAD"); ok && driver == "" {
+				driver = named
+			}
+			if path, err = basePath(driver, path); err != nil {
+				return err
 			}
 			if kind = strings.ToUpper(kind); kind != "" && !strings.HasSuffix(kind, "_DS") {
 				kind += "_DS"
@@ -110,4 +111,18 @@ func newDatastoreCreateCommand(a *app) *cobra.Command {
 	completeWords(cmd, "driver", cloud.DatastoreDriverNames()...)
 	a.completeFlag(cmd, "cluster", cloud.KindCluster)
 	return cmd
+}
+
+// basePath makes the path of a directory absolute; what else a driver has for its BASE_PATH stays as it is.
+func basePath(driver, path string) (string, error) {
+	known, err := cloud.LookupDatastoreDriver(driver)
+	switch {
+	case err != nil || path == "" || strings.Contains(path, "://"): // the server says what is wrong
+		return path, nil
+	case driver == "ssh": // a directory of another host
+		return path, nil
+	case known.Base == cloud.BaseDirectory || known.Base == cloud.BaseAny:
+		return filepath.Abs(path)
+	}
+	return path, nil
 }

@@ -84,7 +84,11 @@ func showImage(p *page, _ *app, i *api.Image) {
 	p.field("OBJECT", i.Source)
 	showClone(p, i)
 	if i.SavedFrom != nil {
-		p.field("SAVED FROM", fmt.Sprintf("vm %d, disk %d", i.SavedFrom.VM, i.SavedFrom.Disk))
+		text := fmt.Sprintf("vm %d, disk %d", i.SavedFrom.VM, i.SavedFrom.Disk)
+		if i.SavedFrom.Moved > 0 {
+			text += ", " + bytesText(i.SavedFrom.Moved) + " moved"
+		}
+		p.field("SAVED FROM", text)
 	}
 	p.template("Template", i.Template)
 }

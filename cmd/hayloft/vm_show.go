@@ -75,7 +75,9 @@ func showProgress(p *page, a *app, vm *api.VM) {
 	text := vm.Step
 	if vm.Total > 0 {
 		text += fmt.Sprintf(", %s of %s (%d%%)", bytesText(vm.Done), bytesText(vm.Total), 100*vm.Done/vm.Total)
-		if began := vm.Timing.PrologStart; began > 0 && vm.Done > 0 {
+		if vm.Rate > 0 {
+			text += fmt.Sprintf(", %s/s", bytesText(vm.Rate))
+		} else if began := vm.Timing.PrologStart; began > 0 && vm.Done > 0 {
 			if lapse := a.now().Sub(time.Unix(0, began)); lapse > time.Second {
 				text += fmt.Sprintf(", %s/s", bytesText(int64(float64(vm.Done)/lapse.Seconds())))
 			}

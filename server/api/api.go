@@ -60,6 +60,7 @@ type VM struct {
 	Step      string  `json:"step,omitempty"` // of a preparation under way
 	Done      int64   `json:"done,omitempty"` // bytes
 	Total     int64   `json:"total,omitempty"`
+	Rate      int64   `json:"rate,omitempty"` // of that, bytes a second lately; 0: not known
 	UsedCPU   float64 `json:"used_cpu_seconds,omitempty"`
 	UsedBytes int64   `json:"used_memory_bytes,omitempty"`
 	Caches    []Cache `json:"caches,omitempty"` // of its disks, as last sampled

@@ -48,6 +48,7 @@ type Fleet struct {
 
 // Live is what is known of a machine only from its host's last reports and is not stored.
 type Live struct {
+	Rate        int64   `json:"rate,omitempty"` // of that, bytes a second lately
 	Step        string  `json:"step,omitempty"` // of a preparation under way
 	Done        int64   `json:"done,omitempty"` // bytes
 	Total       int64   `json:"total,omitempty"`
@@ -105,7 +106,7 @@ func (f *Fleet) observe(reports []*wire.MachineReport) {
 		}
 		l := Live{CPUSeconds: r.CpuSeconds, MemoryBytes: r.MemoryBytes, Caches: r.Caches}
 		if r.Phase == wire.Phase_PHASE_PREPARING || r.Phase == wire.Phase_PHASE_STASHING || len(r.ProgressStep) > 0 {
-			l.Step, l.Done, l.Total = r.ProgressStep, r.ProgressDone, r.ProgressTotal
+			l.Step, l.Done, l.Total, l.Rate = r.ProgressStep, r.ProgressDone, r.ProgressTotal, r.ProgressRate
 		}
 		f.live[vm] = l
 	}

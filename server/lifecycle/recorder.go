@@ -121,6 +121,11 @@ func (r *Recorder) saved(ctx context.Context, tx *Txn, done map[*wire.SaveResult
 			image.StoredBytes = result.Size
 			image.Size = max(result.Size, order.Size) // unpacked, it is about what it was made from
 		}
+		if image.SavedFrom != nil {
+			from := *image.SavedFrom
+			from.Moved = result.Moved
+			image.SavedFrom = &from
+		}
 		if result.Clone != "" {
 			image.ClonedFrom = &cloud.ClonedFrom{ImageID: order.From, Kind: result.Clone}
 		}

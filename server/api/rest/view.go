@@ -15,7 +15,7 @@ import (
 
 func (s *Server) vmView(vm cloud.VM) api.VM {
 	live := s.Fleet.Live(vm.ID)
-	v := api.VM{VM: vm, StateName: vm.Phase().String(), StateCode: vm.Phase().Short(), Step: live.Step, Done: live.Done,
+	v := api.VM{VM: vm, StateName: vm.Phase().String(), StateCode: vm.Phase().Short(), Step: live.Step, Rate: live.Rate, Done: live.Done,
 		Total: live.Total, UsedCPU: live.CPUSeconds, UsedBytes: live.MemoryBytes}
 	for _, c := range live.Caches {
 		v.Caches = append(v.Caches, api.Cache{Disk: int(c.Disk), Mode: c.Mode, Cached: c.Cached, Total: c.Total, Undrained: c.Undrained,
