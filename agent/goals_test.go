@@ -494,7 +494,6 @@ func TestRecordsLost(t *testing.T) {
 func TestBlindnessIsNoFailure(t *testing.T) {
 	b := newBench(t)
 	b.pace.usage = 5 * time.Millisecond
-	b.begin()
 	var blind atomic.Bool
 	b.w.list = func() error {
 		if blind.Load() {
@@ -502,6 +501,7 @@ func TestBlindnessIsNoFailure(t *testing.T) {
 		}
 		return nil
 	}
+	b.begin()
 	origins["running"](b)
 	blind.Store(true)
 	b.order(assignment(1, 2, goalSuspended))
