@@ -68,6 +68,7 @@ type SavedFrom struct {
 	VM        int    `json:"vm"`
 	Disk      int    `json:"disk"`
 	Operation uint64 `json:"operation"`
+	Moved     int64  `json:"moved,omitempty"` // bytes that were written to the repository for it, once it is there
 }
 
 // ClonedFrom names the image that an image was cloned from, and how its datastore did that (repository.CloneKind), once it has.
