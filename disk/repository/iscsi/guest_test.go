@@ -214,7 +214,28 @@ func TestGuestISCSIThick(t *testing.T) {
 	if err := r.Delete(t.Context(), "c"); err != nil {
 		t.Fatal(err)
 	}
+	forgotten(t, r)
 	late(t, r)
+}
+
+// forgotten: the server does not know the target any more, as when it was started anew; the owner attaches again.
+func forgotten(t *testing.T, r *Repository) {
+	if err := put(mine(t, r), "before"); err != nil {
+		t.Fatal(err)
+	}
+	targets, err := r.targets(t.Context())
+	if err != nil || len(targets) != 1 || targets[0].sessions != 1 {
+		t.Fatal(targets, err)
+	}
+	if err := r.dropTarget(t.Context(), targets[0].id); err != nil {
+		t.Fatal(err)
+	}
+	if err := put(mine(t, r), "AFT"); err != nil {
+		t.Fatal(err)
+	}
+	if b := onServer(t, r, "d/p"); string(b[:6]) != "AFTore" {
+		t.Errorf("%q", b[:6])
+	}
 }
 
 // late: an image is taken from a host that goes on writing.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -213,6 +214,10 @@ func sized(device string, size int64) error {
 
 // detach is the opposite of attach: fault.Busy when the device is in use.
 func (r *Repository) detach(ctx context.Context, v volume) error {
+	targets, err := r.targets(ctx)
+	if err != nil {
+		return err
+	}
 	sessions, _ := filepath.Glob(filepath.Join(sysSessions, "*", "targetname"))
 	for _, file := range sessions {
 		text, _ := os.ReadFile(file)
@@ -221,8 +226,9 @@ func (r *Repository) detach(ctx context.Context, v volume) error {
 			continue
 		}
 		if device := deviceOf(filepath.Dir(file)); device != "" {
-			if err := released(device); err != nil {
-				return err
+			there := slices.ContainsFunc(targets, func(t target) bool { return t.name == name })
+			if err := released(device); err != nil && (there || fault.Is(err, fault.Busy)) {
+				return err // else what was not written before the server forgot the target never will be
 			}
 		}
 		if err := r.logout(ctx, name); err != nil {
