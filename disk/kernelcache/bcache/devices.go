@@ -3,6 +3,7 @@ package bcache
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"time"
 
@@ -94,7 +95,9 @@ func (d *Driver) putUp(ctx context.Context, s kernelcache.Spec, h local.Header) 
 	cacheTable := dm.LinearTable(dm.Linear{Device: s.Local, From: sectors(local.Space + h.Metadata), Sectors: sectors(h.Data)})
 	backTable := dm.LinearTable(dm.Linear{Device: s.Local, From: sectors(local.Space), Sectors: dataOffset},
 		dm.Linear{Device: s.Source, From: 0, Sectors: sectors(h.Source)})
-	for _, one := range []struct{ part, table string }{{cachePart, cacheTable}, {backPart, backTable}} {
+	// The backing device first: it waits for its cache, which finds the delay set. What is dirty after a reboot is looked for
+	// at once, and then not before the delay is over, which is half a minute by itself.
+	for _, one := range []struct{ part, table string }{{backPart, backTable}, {cachePart, cacheTable}} {
 		if err := d.dm.Create(ctx, d.name(s, one.part), d.uuid(s, one.part), one.table); err != nil {
 			return err
 		}
@@ -104,6 +107,11 @@ func (d *Driver) putUp(ctx context.Context, s kernelcache.Spec, h local.Header) 
 		}
 		if err := register(ctx, made); err != nil {
 			return err
+		}
+		if one.part == backPart {
+			if err := setFile(sysfs(made), "writeback_delay", normalDelay); err != nil {
+				return err
+			}
 		}
 	}
 	back, err := d.device(ctx, s, backPart)
@@ -117,7 +125,36 @@ func (d *Driver) putUp(ctx context.Context, s kernelcache.Spec, h local.Header) 
 	if err := settle(back, h); err != nil {
 		return err
 	}
+	if err := awaken(back, bcache); err != nil {
+		return err
+	}
 	return d.dm.Create(ctx, d.name(s, ""), d.uuid(s, ""), dm.LinearTable(dm.Linear{Device: bcache, Sectors: sectors(h.Source)}))
+}
+
+// awaken has bcache look for what is dirty. When the host went down after everything had got to the source, the kernel's
+// journal brings the same data back as dirty, but its superblock says that nothing is, and nothing would ever be written
+// until something new is: that is what is done here, before anybody has the device, with what is there already.
+func awaken(back dm.Device, bcache string) error {
+	dirty, err := dirtyOf(back)
+	if err != nil || dirty == 0 {
+		return err
+	}
+	if state, err := getFile(sysfs(back), "state"); err != nil || state != "clean" {
+		return err
+	}
+	f, err := os.OpenFile(bcache, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	p := make([]byte, 4<<10)
+	n, err := f.ReadAt(p, 0)
+	if err == nil || errors.Is(err, io.EOF) {
+		_, err = f.WriteAt(p[:n], 0)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
 }
 
 // takeDown has bcache let go of the mapped devices and removes them. What is dirty stays on the local volume.
