@@ -21,7 +21,7 @@ var datastores = resource[api.Datastore]{
 		return []column[api.Datastore]{
 			{title: "ID", right: true, cell: func(d *api.Datastore) string { return strconv.Itoa(d.ID) }},
 			{title: "NAME", least: 8, cell: func(d *api.Datastore) string { return d.Name }},
-			{title: "SIZE", right: true, cell: func(d *api.Datastore) string { return bytesText(d.TotalMB * mebi) }},
+			{title: "SIZE", right: true, cell: func(d *api.Datastore) string { return capacityText(d.TotalMB, d.TotalMB) }},
 			{title: "AVAIL", right: true, cell: availText},
 			{title: "CLUSTERS", least: 4, cell: func(d *api.Datastore) string { return idsText(d.Clusters) }},
 			{title: "IMAGES", right: true, cell: func(d *api.Datastore) string { return strconv.Itoa(len(d.Images)) }},
@@ -31,6 +31,14 @@ var datastores = resource[api.Datastore]{
 		}
 	},
 	show: showDatastore,
+}
+
+// capacityText is "-" where a storage does not say how large it is.
+func capacityText(mb, total int64) string {
+	if total == 0 {
+		return "-"
+	}
+	return bytesText(mb * mebi)
 }
 
 func availText(d *api.Datastore) string {
@@ -48,9 +56,10 @@ func showDatastore(p *page, _ *app, d *api.Datastore) {
 	p.field("DRIVER", d.Driver)
 	p.field("BASE PATH", d.BasePath)
 	p.field("CLUSTERS", idsText(d.Clusters))
+	p.painted("ERROR", d.Error, red)
 	p.section("Capacity")
-	p.field("TOTAL", bytesText(d.TotalMB*mebi))
-	p.field("FREE", bytesText(d.FreeMB*mebi))
+	p.field("TOTAL", capacityText(d.TotalMB, d.TotalMB))
+	p.field("FREE", capacityText(d.FreeMB, d.TotalMB))
 	p.template("Template", d.Template)
 	p.section("Images")
 	p.field("IMAGES", idsText(d.Images))
@@ -81,18 +90,19 @@ func newDatastoreCreateCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if named, ok := t.Get("DS_MAD"); ok && driver == "" {
-				driver = named
-			}
-			if path, err = basePath(driver, path); err != nil {
-				return err
-			}
 			if kind = strings.ToUpper(kind); kind != "" && !strings.HasSuffix(kind, "_DS") {
 				kind += "_DS"
 			}
 			setText(&t, "TYPE", kind, "DS_MAD", driver, "BASE_PATH", path)
 			if err := in.finish(&t); err != nil {
 				return err
+			}
+			named, _ := t.Get("DS_MAD")
+			if base, _ := t.Get("BASE_PATH"); base != "" && base == path {
+				if base, err = basePath(named, base); err != nil {
+					return err
+				}
+				t.Set("BASE_PATH", base)
 			}
 			id, err := c.CreateDatastore(ctx, t.String(), cluster)
 			if err != nil {

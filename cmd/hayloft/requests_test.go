@@ -114,6 +114,9 @@ func TestRequests(t *testing.T) {
 		"image update tiny --set CACHE_MODE=BACK":             `PUT /v1/images/tiny {"template":"CACHE_MODE='BACK'","merge":true}`,
 		"image create --source a/deb.img -d golden --no-wait": `POST /v1/images {"template":"SOURCE='a/deb.img' NAME='deb'","datastore":"golden"}`,
 		"datastore update 1 --set CACHE_FILL=NO":              `PUT /v1/datastores/1 {"template":"CACHE_FILL='NO'","merge":true}`,
+		"ds create --name c --driver rbd --path images":       `POST /v1/datastores {"template":"DS_MAD='rbd' BASE_PATH='images' NAME='c'"}`,
+		"ds create --name n --driver nfs --path nas:/srv/x":   `POST /v1/datastores {"template":"DS_MAD='nfs' BASE_PATH='nas:/srv/x' NAME='n'"}`,
+		"ds create --name s --path images --set DS_MAD=ssh":   `POST /v1/datastores {"template":"BASE_PATH='images' NAME='s' DS_MAD='ssh'"}`,
 		"ds create --name w --driver http --path https://h/x": `POST /v1/datastores {"template":"DS_MAD='http' BASE_PATH='https://h/x' NAME='w'"}`,
 		"vm disk-saveas web-1 0 saved":                        `POST /v1/vms/3/disks/0/saveas {"name":"saved"}`,
 	} {

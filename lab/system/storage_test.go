@@ -152,6 +152,8 @@ func (s *storage) machine(disks ...string) string {
 // place, saved, cloned and deleted, and nothing is left there.
 func TestStorageElsewhere(t *testing.T) {
 	s := beginStorage(t)
+	s.refusesDatastores()
+	s.refusesStrangers()
 	dir, name := s.foreign(s.set.Disk, "qcow2")
 	qcow2 := filepath.Join(dir, name)
 	for _, e := range s.places {

@@ -136,8 +136,9 @@ type Datastore struct {
 	cloud.Datastore
 	TypeName string `json:"type_name"`
 	Images   []int  `json:"images"`
-	TotalMB  int64  `json:"total_mb"`
+	TotalMB  int64  `json:"total_mb"` // 0: not known; in lists that of directories alone is
 	FreeMB   int64  `json:"free_mb"`
+	Error    string `json:"error,omitempty"` // why the server cannot reach its storage; of one datastore only, not in lists
 }
 
 // Template is a VM template.

@@ -213,25 +213,18 @@ func (m *importers) remove(ctx context.Context, img cloud.Image) error {
 	if err != nil || now.State != cloud.ImageStateDelete {
 		return err
 	}
-	repo, err := m.open(img)
-	if err != nil {
-		return err
-	}
-	for _, name := range objects(img) {
-		err := repo.Delete(ctx, name)
-		if img.Registered && (fault.Is(err, fault.Unsupported) || fault.Is(err, fault.Permission)) {
-			continue // a repository that is only read from has nothing of Hayloft's
-		}
-		if err != nil && !fault.Is(err, fault.NotFound) {
-			_, _, recorded := m.c.inv.Images.Update(ctx, img.ID, func(now *cloud.Image) error {
-				now.State, now.Error = cloud.ImageStateError, "deletion: "+err.Error()
-				return nil
-			}, m.c.fence)
-			if recorded != nil {
-				return recorded
-			}
+	if err := m.removeObjects(ctx, img); err != nil {
+		if ctx.Err() != nil {
 			return err
 		}
+		if !isForgettable(img, err) {
+			_, _, recorded := m.c.inv.Images.Update(ctx, img.ID, func(now *cloud.Image) error {
+				now.State, now.Error, now.ErrorClass = cloud.ImageStateError, "deletion: "+err.Error(), fault.ClassOf(err).String()
+				return nil
+			}, m.c.fence)
+			return errors.Join(recorded, err)
+		}
+		m.c.log.Warn("image that never had content is forgotten, its datastore cannot be looked at", "image", img.ID, "error", err)
 	}
 	if err := m.dropIndex(ctx, img); err != nil {
 		return err
@@ -255,4 +248,31 @@ func (m *importers) remove(ctx context.Context, img cloud.Image) error {
 	}
 	m.c.log.Info("image deleted", "image", img.ID)
 	return m.c.inv.WaitFor(ctx, revision)
+}
+
+func (m *importers) removeObjects(ctx context.Context, img cloud.Image) error {
+	repo, err := m.open(img)
+	if err != nil {
+		return err
+	}
+	for _, name := range objects(img) {
+		err := repo.Delete(ctx, name)
+		if img.Registered && (fault.Is(err, fault.Unsupported) || fault.Is(err, fault.Permission)) {
+			continue // a repository that is only read from has nothing of Hayloft's
+		}
+		if err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+	}
+	return nil
+}
+
+// isForgettable says whether an image whose objects cannot be removed can go nevertheless: it never had any that were whole, and
+// its storage does not let us in or is not there. What is unfinished is swept when it is there again.
+func isForgettable(img cloud.Image, err error) bool {
+	switch fault.ClassOf(err) {
+	case fault.Unavailable, fault.Permission, fault.Invalid, fault.Unsupported:
+		return img.Digest == ""
+	}
+	return false
 }

@@ -4,10 +4,12 @@ import (
 	"context"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
 	"hayloft/cloud/template"
+	"hayloft/disk"
 	"hayloft/server/lifecycle"
 	"hayloft/store"
 )
@@ -50,7 +52,7 @@ func (o *Operations) CreateDatastore(ctx context.Context, t template.Template, c
 		return 0, err
 	}
 	for _, other := range o.Inv.AllDatastores() {
-		if other.Driver == driver && other.BasePath == path {
+		if other.Driver == driver && other.BasePath == path && sameServer(driver, other.Template, t) && !known.ReadOnly {
 			return 0, fault.Errorf(fault.Exists, "datastore %s: BASE_PATH %s is that of datastore %d (%s)", name, path, other.ID, other.Name)
 		}
 	}
@@ -67,6 +69,38 @@ func (o *Operations) CreateDatastore(ctx context.Context, t template.Template, c
 		},
 	})
 }
+
+// sameServer says whether two datastores of a driver are at one storage server, as far as their templates tell.
+func sameServer(driver string, a, b template.Template) bool {
+	option := map[string]string{"ssh": "HOST", "iscsi": "HOST", "rbd": "CEPH_CONF"}[driver]
+	one, _ := a.Get(option)
+	other, _ := b.Get(option)
+	return one == other
+}
+
+// nowhere begins the name of no object.
+const nowhere = ".hayloft.nothing"
+
+// Reach asks a datastore's storage, from this server, what it holds; all of it is zero where the storage does not say. The
+// error is why it cannot be reached, or does not let us in.
+func (o *Operations) Reach(ctx context.Context, ds cloud.Datastore) (disk.Capacity, error) {
+	ctx, cancel := context.WithTimeout(ctx, reachPatience)
+	defer cancel()
+	repo, err := o.repository(ds)
+	if err != nil {
+		return disk.Capacity{}, err
+	}
+	capacity, err := repo.Capacity(ctx)
+	if err == nil && capacity.Total == 0 { // it may not have asked anybody
+		if _, err = repo.List(ctx, nowhere); fault.Is(err, fault.Unsupported) {
+			err = nil
+		}
+	}
+	return capacity, err
+}
+
+// reachPatience is how long a storage may take to say what it holds.
+const reachPatience = 5 * time.Second
 
 // fixedInDatastores are attributes that a datastore has for life.
 var fixedInDatastores = []string{"NAME", "TYPE", "DS_MAD", "BASE_PATH"}

@@ -18,16 +18,20 @@ import (
 // markPatience is how long a repository may take to say who owns an image.
 const markPatience = 5 * time.Second
 
+func (o *Operations) repository(ds cloud.Datastore) (repository.Repository, error) {
+	open := o.Open
+	if open == nil {
+		open = drivers.Open
+	}
+	return open(lifecycle.RepositoryOf(ds))
+}
+
 func (o *Operations) writable(img *cloud.Image) (repository.Writable, error) {
 	ds, err := o.Inv.Datastore(img.DatastoreID)
 	if err != nil {
 		return nil, err
 	}
-	open := o.Open
-	if open == nil {
-		open = drivers.Open
-	}
-	repo, err := open(lifecycle.RepositoryOf(ds))
+	repo, err := o.repository(ds)
 	if err != nil {
 		return nil, err
 	}

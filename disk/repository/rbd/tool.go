@@ -57,6 +57,9 @@ func (r *Repository) explain(ctx context.Context, err error) error {
 	}
 	class := classOf(e)
 	e.Stderr = sayings(e.Stderr)
+	if class == fault.Permission {
+		return fault.Errorf(class, "as client.%s: %w", r.user, e)
+	}
 	return fault.As(class, e)
 }
 

@@ -51,7 +51,7 @@ func (s *Server) resources(handle route) {
 	handle("DELETE /v1/clusters/{ref}", drop(s.clusterRef, func(r *http.Request, id int) error { return s.Ops.DeleteCluster(r.Context(), id) }))
 
 	handle("GET /v1/datastores", func(*http.Request) (any, error) { return views(s.Inv.AllDatastores(), s.datastoreView), nil })
-	handle("GET /v1/datastores/{ref}", show(s.datastoreRef, s.Inv.Datastore, s.datastoreView))
+	handle("GET /v1/datastores/{ref}", one(s.datastoreRef, s.datastoreDetail))
 	handle("POST /v1/datastores", s.made(func(ctx context.Context, t template.Template, _ api.Create, cluster int) (int, error) {
 		return s.Ops.CreateDatastore(ctx, t, cluster)
 	}))

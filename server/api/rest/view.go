@@ -2,6 +2,7 @@ package rest
 
 import (
 	"math"
+	"net/http"
 
 	"golang.org/x/sys/unix"
 
@@ -88,11 +89,31 @@ func (s *Server) datastoreView(d cloud.Datastore) api.Datastore {
 		}
 	}
 	var fs unix.Statfs_t
-	if unix.Statfs(d.BasePath, &fs) == nil {
+	if isHere(d) && unix.Statfs(d.BasePath, &fs) == nil {
 		v.TotalMB = int64(fs.Blocks) * fs.Bsize >> 20
 		v.FreeMB = int64(fs.Bavail) * fs.Bsize >> 20
 	}
 	return v
+}
+
+// isHere says whether a datastore is a directory of this host, which need not be asked over a network how large it is.
+func isHere(d cloud.Datastore) bool {
+	driver, err := cloud.LookupDatastoreDriver(d.Driver)
+	return err == nil && driver.Name == "path"
+}
+
+// datastoreDetail is a datastore with what its storage says.
+func (s *Server) datastoreDetail(r *http.Request, id int) (any, error) {
+	return viewed(s.Inv.Datastore, func(d cloud.Datastore) api.Datastore {
+		v := s.datastoreView(d)
+		capacity, err := s.Ops.Reach(r.Context(), d)
+		if err != nil {
+			v.Error = err.Error()
+			return v
+		}
+		v.TotalMB, v.FreeMB = capacity.Total>>20, capacity.Free>>20
+		return v
+	}, id)
 }
 
 func (s *Server) networkView(n cloud.Network) api.Network {
