@@ -89,26 +89,27 @@ func (s *source) NextData(offset int64) (start, end int64, err error) {
 func nextData(ctx context.Context, r *Repository, name string, file *os.File, size, offset int64) (start, end int64, err error) {
 	var from, to atomic.Int64
 	err = r.gate.run(ctx, func() error {
-		fd := int(file.Fd())
-		a, err := unix.Seek(fd, offset, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) || err == nil && a >= size {
-			return io.EOF
-		}
-		if errors.Is(err, unix.EINVAL) { // a file system that does not tell
-			from.Store(offset)
-			to.Store(size)
+		return withFD(file, func(fd int) error {
+			a, err := unix.Seek(fd, offset, unix.SEEK_DATA)
+			if errors.Is(err, unix.ENXIO) || err == nil && a >= size {
+				return io.EOF
+			}
+			if errors.Is(err, unix.EINVAL) { // a file system that does not tell
+				from.Store(offset)
+				to.Store(size)
+				return nil
+			}
+			if err != nil {
+				return r.object(name, err)
+			}
+			b, err := unix.Seek(fd, a, unix.SEEK_HOLE)
+			if err != nil {
+				return r.object(name, err)
+			}
+			from.Store(a)
+			to.Store(min(b, size))
 			return nil
-		}
-		if err != nil {
-			return r.object(name, err)
-		}
-		b, err := unix.Seek(fd, a, unix.SEEK_HOLE)
-		if err != nil {
-			return r.object(name, err)
-		}
-		from.Store(a)
-		to.Store(min(b, size))
-		return nil
+		})
 	})
 	return from.Load(), to.Load(), err
 }
@@ -117,7 +118,9 @@ func (s *source) CloneTo(dst *os.File) error { return clone(s.ctx, s.repository,
 
 func clone(ctx context.Context, r *Repository, name string, dst, src *os.File) error {
 	return r.gate.run(ctx, func() error {
-		err := unix.IoctlFileClone(int(dst.Fd()), int(src.Fd()))
+		err := withFD(dst, func(to int) error {
+			return withFD(src, func(from int) error { return unix.IoctlFileClone(to, from) })
+		})
 		for _, no := range []error{unix.EXDEV, unix.EOPNOTSUPP, unix.ENOTTY, unix.EINVAL, unix.ENOSYS, unix.ETXTBSY} {
 			if errors.Is(err, no) {
 				return fault.Errorf(fault.Unsupported, "object %s: no shared blocks: %w", name, err)

@@ -183,7 +183,9 @@ func (t *target) Discard(offset, length int64) error {
 		return nil
 	}
 	return t.change(commitLimit, func() error {
-		err := unix.Fallocate(int(t.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, length)
+		err := withFD(t.file, func(fd int) error {
+			return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, length)
+		})
 		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
 			return writeZeros(t.file, offset, length)
 		}
@@ -207,7 +209,7 @@ func (t *target) Sync() error {
 	var begun atomic.Bool
 	err := t.change(commitLimit, func() error {
 		begun.Store(true)
-		return unix.Fdatasync(int(t.file.Fd()))
+		return withFD(t.file, unix.Fdatasync)
 	})
 	if err != nil && !begun.Load() {
 		return &repository.NotBegun{Err: err}
