@@ -206,7 +206,7 @@ func (p *presentedFile) Connections() int { return 0 }
 
 func (p *presentedFile) Close() error {
 	var errs []error
-	if to, _ := os.Readlink(p.path); to == p.to {
+	if to, err := os.Readlink(p.path); err == nil && to == p.to {
 		errs = append(errs, os.Remove(p.path))
 	}
 	if p.detach != nil {
