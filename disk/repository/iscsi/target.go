@@ -6,6 +6,7 @@ import (
 	"io"
 	"strconv"
 	"sync"
+	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/repository"
@@ -112,22 +113,12 @@ func (t *persistent) explain(err error) error {
 	if err == nil || errors.Is(err, io.EOF) || fault.Is(err, fault.Invalid) {
 		return err
 	}
-	if _, lost := t.state(); lost != nil {
+	if lost := t.taken(); lost != nil {
 		return lost
 	}
-	r := t.repository
-	ctx, cancel := context.WithTimeout(context.Background(), r.limit)
+	ctx, cancel := context.WithTimeout(context.Background(), t.repository.limit)
 	defer cancel()
-	v, lookup := r.again(ctx, volume{Volume: t.volume.Volume})
-	switch {
-	case fault.Is(lookup, fault.NotFound):
-		return t.lose(t.errorf(fault.Busy, "was deleted"))
-	case lookup == nil:
-		if taken := possessed(v, t.volume.mark.owner, t.volume.mark.generation); taken != nil {
-			return t.lose(r.object(t.name, taken))
-		}
-	}
-	return r.spaceOr(ctx, t.volume.Pool, err)
+	return t.repository.spaceOr(ctx, t.volume.Pool, err)
 }
 
 // Size is the length in bytes.
@@ -136,6 +127,10 @@ func (t *persistent) Size() int64 {
 	return size
 }
 
+// doubtAfter is when a request that has no answer lets us ask whether the image was taken away: a target that is gone does
+// not answer.
+const doubtAfter = 2 * time.Second
+
 // with does f with the disk.
 func (t *persistent) with(f func(*qemublock.Disk) error) error {
 	t.mu.RLock()
@@ -143,7 +138,42 @@ func (t *persistent) with(f func(*qemublock.Disk) error) error {
 	if _, lost := t.state(); lost != nil {
 		return lost
 	}
-	return t.explain(f(t.disk))
+	d := t.disk
+	var asked sync.WaitGroup
+	asked.Add(1)
+	doubt := time.AfterFunc(doubtAfter, func() {
+		defer asked.Done()
+		if t.taken() != nil {
+			_ = d.Close() // ends the request
+		}
+	})
+	err := f(d)
+	if doubt.Stop() {
+		asked.Done()
+	}
+	asked.Wait()
+	return t.explain(err)
+}
+
+// taken asks whether the image is still ours: nil, also when that cannot be known.
+func (t *persistent) taken() error {
+	if _, lost := t.state(); lost != nil {
+		return lost
+	}
+	r := t.repository
+	ctx, cancel := context.WithTimeout(context.Background(), r.limit)
+	defer cancel()
+	v, err := r.again(ctx, volume{Volume: t.volume.Volume})
+	switch {
+	case fault.Is(err, fault.NotFound):
+		return t.lose(t.errorf(fault.Busy, "was deleted"))
+	case err != nil:
+		return nil
+	}
+	if err := possessed(v, t.volume.mark.owner, t.volume.mark.generation); err != nil {
+		return t.lose(r.object(t.name, err))
+	}
+	return nil
 }
 
 func (t *persistent) ReadAt(p []byte, offset int64) (n int, err error) {
@@ -211,31 +241,35 @@ func (t *persistent) NextData(offset int64) (start, end int64, err error) {
 // Sync implements repository.Target. What was acknowledged is in the server's memory at least: when our own way to it broke
 // before the target was asked, the server itself makes it durable, unless it was started anew.
 func (t *persistent) Sync() error {
+	var notBegun *repository.NotBegun
+	err := t.with(func(d *qemublock.Disk) error {
+		err := d.Sync()
+		if !errors.As(err, &notBegun) {
+			return err
+		}
+		return nil
+	})
+	if err != nil || notBegun == nil {
+		return err
+	}
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	if _, lost := t.state(); lost != nil {
-		return lost
-	}
-	err := t.disk.Sync()
-	if notBegun := (*repository.NotBegun)(nil); !errors.As(err, &notBegun) {
-		return t.explain(err)
-	}
 	r := t.repository
 	ctx, cancel := context.WithTimeout(context.Background(), r.limit)
 	defer cancel()
 	boot, unknown := r.boot(ctx)
 	switch {
 	case unknown != nil:
-		return err
+		return notBegun
 	case boot != t.boot:
-		return t.lose(t.errorf(fault.Unavailable, "the storage server was started anew before what it had was durable: %w", errors.Unwrap(err)))
+		return t.lose(t.errorf(fault.Unavailable, "the storage server was started anew before what it had was durable: %w", notBegun.Err))
 	}
-	v, unknown := r.again(ctx, volume{Volume: t.volume.Volume})
+	if taken := t.taken(); taken != nil {
+		return taken
+	}
+	v, unknown := r.again(ctx, t.volume)
 	if unknown != nil {
-		return err
-	}
-	if taken := possessed(v, t.volume.mark.owner, t.volume.mark.generation); taken != nil {
-		return t.lose(r.object(t.name, taken))
+		return notBegun
 	}
 	return r.object(t.name, r.flush(ctx, v))
 }
