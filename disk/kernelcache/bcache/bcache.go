@@ -169,7 +169,7 @@ func (d *Driver) attach(ctx context.Context, s kernelcache.Spec) (status kernelc
 	if err := d.takeDown(ctx, s); err != nil {
 		return status, err
 	}
-	h, err := d.prepare(s)
+	h, continues, err := d.prepare(s)
 	if err != nil {
 		return status, err
 	}
@@ -180,7 +180,7 @@ func (d *Driver) attach(ctx context.Context, s kernelcache.Spec) (status kernelc
 		}
 	}()
 	back.Push(func() error { return d.takeDown(context.WithoutCancel(ctx), s) })
-	if err := d.putUp(ctx, s, h); err != nil {
+	if err := d.putUp(ctx, s, h, continues); err != nil {
 		return status, err
 	}
 	made, err := d.device(ctx, s, "")

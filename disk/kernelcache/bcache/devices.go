@@ -18,39 +18,39 @@ import (
 // superblockSpace is the piece of the local volume that the backing device begins with, of which it has dataOffset.
 const superblockSpace = 1 << 20
 
-// prepare makes the local volume ready, or finds that it was before.
-func (d *Driver) prepare(s kernelcache.Spec) (local.Header, error) {
-	h, err := local.Find(driver, d.instance, s)
+// prepare makes the local volume ready, or finds that it was before, with what may be dirty.
+func (d *Driver) prepare(s kernelcache.Spec) (h local.Header, continues bool, err error) {
+	h, err = local.Find(driver, d.instance, s)
 	if err == nil {
 		if err := h.Fits(s); err != nil {
-			return h, err
+			return h, false, err
 		}
 		if h.Continues() {
-			return h, nil
+			return h, true, nil
 		}
 	} else if !errors.Is(err, local.ErrBlank) {
-		return h, err
+		return h, false, err
 	}
 	source, err := local.Size(s.Source)
 	if err != nil {
-		return h, err
+		return h, false, err
 	}
 	size, err := local.Size(s.Local)
 	if err != nil {
-		return h, err
+		return h, false, err
 	}
 	space := size - local.Space - superblockSpace
 	bucket := bucketFor(space)
 	h = local.Header{Driver: driver, Instance: d.instance, Name: s.Name, Mode: s.Mode, Source: source, Metadata: superblockSpace,
 		Data: space / bucket * bucket, Block: bucket, Set: newUUID()}
 	if h.Data < leastBuckets*bucket {
-		return h, fault.Errorf(fault.OutOfSpace, "a local volume of %d bytes is too small for a cache: at least %d are wanted", size,
+		return h, false, fault.Errorf(fault.OutOfSpace, "a local volume of %d bytes is too small for a cache: at least %d are wanted", size,
 			local.Space+superblockSpace+leastBuckets*bucket)
 	}
 	if err := d.format(s, h); err != nil {
-		return h, err
+		return h, false, err
 	}
-	return h, local.Write(s.Local, h)
+	return h, false, local.Write(s.Local, h)
 }
 
 // format writes the superblocks of a new cache and its backing device.
@@ -89,8 +89,8 @@ func (d *Driver) format(s kernelcache.Spec, h local.Header) error {
 	return nil
 }
 
-// putUp makes the mapped devices and has bcache run on them.
-func (d *Driver) putUp(ctx context.Context, s kernelcache.Spec, h local.Header) error {
+// putUp makes the mapped devices and has bcache run on them; continues says that the cache is not new.
+func (d *Driver) putUp(ctx context.Context, s kernelcache.Spec, h local.Header, continues bool) error {
 	sectors := func(bytes int64) int64 { return bytes / dm.SectorSize }
 	cacheTable := dm.LinearTable(dm.Linear{Device: s.Local, From: sectors(local.Space + h.Metadata), Sectors: sectors(h.Data)})
 	backTable := dm.LinearTable(dm.Linear{Device: s.Local, From: sectors(local.Space), Sectors: dataOffset},
@@ -127,6 +127,11 @@ func (d *Driver) putUp(ctx context.Context, s kernelcache.Spec, h local.Header) 
 	}
 	if err := awaken(back, bcache); err != nil {
 		return err
+	}
+	if continues {
+		if err := d.catchUp(ctx, s, bcache, h); err != nil {
+			return err
+		}
 	}
 	return d.dm.Create(ctx, d.name(s, ""), d.uuid(s, ""), dm.LinearTable(dm.Linear{Device: bcache, Sectors: sectors(h.Source)}))
 }

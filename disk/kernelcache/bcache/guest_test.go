@@ -11,8 +11,7 @@ import (
 	"hayloft/lab/labtest"
 )
 
-func TestGuestBcache(t *testing.T) {
-	labtest.Guest(t)
+func kernel() kernelcachetest.Kernel {
 	open := func(t *testing.T, run command.Runner) kernelcache.Driver {
 		t.Helper()
 		d, err := New(Config{Instance: kernelcachetest.Instance, Runner: run, Patience: 5 * time.Second})
@@ -21,7 +20,7 @@ func TestGuestBcache(t *testing.T) {
 		}
 		return d
 	}
-	kernelcachetest.Run(t, kernelcachetest.Kernel{
+	return kernelcachetest.Kernel{
 		Open: open,
 		Leave: func(t *testing.T, s kernelcache.Spec) {
 			t.Helper()
@@ -36,5 +35,20 @@ func TestGuestBcache(t *testing.T) {
 			}
 			return names
 		},
-	})
+	}
+}
+
+func TestGuestBcacheLife(t *testing.T) {
+	labtest.Guest(t)
+	kernelcachetest.Life(t, kernel())
+}
+
+func TestGuestBcacheHost(t *testing.T) {
+	labtest.Guest(t)
+	kernelcachetest.Host(t, kernel())
+}
+
+func TestGuestBcacheFaults(t *testing.T) {
+	labtest.Guest(t)
+	kernelcachetest.Faults(t, kernel())
 }

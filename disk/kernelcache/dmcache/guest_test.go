@@ -14,9 +14,8 @@ import (
 
 const suite = kernelcachetest.Instance
 
-func TestGuestDMCache(t *testing.T) {
-	labtest.Guest(t)
-	kernelcachetest.Run(t, kernelcachetest.Kernel{
+func kernel() kernelcachetest.Kernel {
+	return kernelcachetest.Kernel{
 		Open: func(t *testing.T, run command.Runner) kernelcache.Driver {
 			t.Helper()
 			d, err := New(Config{Instance: suite, Runner: run, Patience: 5 * time.Second})
@@ -37,5 +36,20 @@ func TestGuestDMCache(t *testing.T) {
 		Mapped: func(s kernelcache.Spec) []string {
 			return []string{suite + "-" + s.Name, suite + "-" + s.Name + metaPart, suite + "-" + s.Name + dataPart}
 		},
-	})
+	}
+}
+
+func TestGuestDMCacheLife(t *testing.T) {
+	labtest.Guest(t)
+	kernelcachetest.Life(t, kernel())
+}
+
+func TestGuestDMCacheHost(t *testing.T) {
+	labtest.Guest(t)
+	kernelcachetest.Host(t, kernel())
+}
+
+func TestGuestDMCacheFaults(t *testing.T) {
+	labtest.Guest(t)
+	kernelcachetest.Faults(t, kernel())
 }

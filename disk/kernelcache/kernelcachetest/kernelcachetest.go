@@ -47,21 +47,34 @@ type suite struct {
 	used   int                // how many of them this part has
 }
 
-// Run runs the whole suite.
-func Run(t *testing.T, k Kernel) {
+type part struct {
+	name string
+	run  func(s *suite)
+}
+
+// Life is the part of the suite about one cache, and several. A driver runs all parts, in tests of their own: the guest is slow.
+func Life(t *testing.T, k Kernel) {
+	run(t, k, []part{{"life", life}, {"modes that are not there", modes}, {"several at once", several}})
+}
+
+// Host is the part about what else the host has and does.
+func Host(t *testing.T, k Kernel) {
+	run(t, k, []part{{"foreign", foreign}, {"owner", owner}, {"host that ends", hostEnds}})
+}
+
+// Faults is the part about what fails.
+func Faults(t *testing.T, k Kernel) {
+	run(t, k, []part{{"source that fails", sourceFails}, {"programs that fail", programsFail}})
+}
+
+func run(t *testing.T, k Kernel, list []part) {
 	labtest.Guest(t)
 	udevOwns(t)
 	s := &suite{T: t, Kernel: k, pairs: makePairs(t, labtest.Disks(t, 2)), driver: k.Open(t, nil)}
 	if err := s.driver.Check(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for _, part := range []struct {
-		name string
-		run  func(s *suite)
-	}{
-		{"life", life}, {"modes that are not there", modes}, {"foreign", foreign}, {"host that ends", hostEnds},
-		{"owner", owner}, {"several at once", several}, {"source that fails", sourceFails}, {"programs that fail", programsFail},
-	} {
+	for _, part := range list {
 		t.Run(part.name, func(t *testing.T) {
 			one := *s
 			one.T = t

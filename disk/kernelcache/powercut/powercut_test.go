@@ -53,7 +53,7 @@ func TestPowerCut(t *testing.T) {
 // cutTwice cuts the power while something is written, and while nothing is after that: when the cache brings what is dirty
 // to the source by itself. It looks for what was acknowledged when the guest runs again.
 func (s subject) cutTwice(t *testing.T, g *guest.Guest) {
-	for _, idle := range []time.Duration{0, 5 * time.Second} {
+	for _, idle := range []time.Duration{0, 10 * time.Second} {
 		began := time.Now()
 		args := fmt.Sprintf(" -size %d -seed %d ", size, rand.IntN(1000))
 		count, delay := 30+rand.IntN(100), idle+time.Duration(rand.IntN(20))*time.Millisecond
