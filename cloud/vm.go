@@ -32,9 +32,10 @@ type VM struct {
 	Simulated    map[string]string `json:"simulated,omitempty"`
 	Requirements string            `json:"sched_requirements,omitempty"`
 	Rank         string            `json:"sched_rank,omitempty"`
-	Template     template.Template `json:"template"`       // what OpenNebula keeps in TEMPLATE, as given
-	UserTemplate template.Template `json:"user_template"`  // the rest
-	Hold         bool              `json:"hold,omitempty"` // was created to be held
+	System       int               `json:"system_datastore,omitempty"` // where it is kept while it is stopped or undeployed
+	Template     template.Template `json:"template"`                   // what OpenNebula keeps in TEMPLATE, as given
+	UserTemplate template.Template `json:"user_template"`              // the rest
+	Hold         bool              `json:"hold,omitempty"`             // was created to be held
 	Error        string            `json:"error,omitempty"`
 	Warning      string            `json:"warning,omitempty"`       // while it is off: what its repositories have not got yet
 	SchedMessage string            `json:"sched_message,omitempty"` // why it is not placed, host by host

@@ -69,6 +69,8 @@ func (s *storage) refusesDatastores() {
 		s.refused(fault.Unsupported, []string{"never", driver, "SYSTEM_DS"},
 			append(datastoreArgs("never", driver, "https://127.0.0.1/images", map[string]string{"FORMAT": "vmdk"}), "--type", "system")...)
 	}
+	s.refused(fault.NotFound, []string{"SCHED_DS_REQUIREMENTS", "0 (system)"}, "vm", "create", "--file",
+		s.file("nowhere.tmpl", []byte(s.machine("tiny")+`SCHED_DS_REQUIREMENTS="DS_MAD = s3"`)))
 	s.datastore(s3)
 	s.refused(fault.Exists, []string{"never", s3.path, s3.name}, datastoreArgs("never", "s3", s3.path, s3.options)...)
 	s.refused(fault.Unsupported, []string{"persistent", "s3"}, "image", "create", "--name", "never", "--type", "DATABLOCK", "--size", "1", "--persistent", "-d", s3.name)

@@ -18,6 +18,7 @@ import (
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
 	"hayloft/disk"
+	"hayloft/disk/repository"
 	"hayloft/disk/repository/drivers"
 	"hayloft/lab/cephlab"
 	"hayloft/lab/golden"
@@ -34,6 +35,7 @@ type elsewhere struct {
 	more       map[string]string // further attributes
 	mode       string            // CACHE_MODE of machines' disks
 	data       string            // mode of a persistent image there; "": they are refused
+	system     string            // BASE_PATH of a system datastore there
 	depends    bool              // clones need their parents
 
 	vm     int
@@ -72,6 +74,9 @@ func beginStorage(t *testing.T) *storage {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := s.ceph.CreatePool(t.Context(), "system"); err != nil {
+		t.Fatal(err)
+	}
 	s.life = beginLife(t)
 	addresses := []string{s.sshd.Host[strings.Index(s.sshd.Host, "@")+1:], strings.TrimPrefix(s.s3.URL, "https://")}
 	for _, address := range slices.Compact(slices.Sorted(slices.Values(append(addresses, s.cephAddresses()...)))) {
@@ -79,10 +84,11 @@ func beginStorage(t *testing.T) *storage {
 	}
 	secret := s.secretFile("s3.secret", "s3cret")
 	s.places = []*elsewhere{
-		{name: "ssh", path: t.TempDir(), options: s.sshd.Options(), more: map[string]string{"CACHE_FILL": "NO"}, mode: "AROUND", data: "BACK"},
-		{name: "s3", path: s.s3.Endpoint + "/golden", mode: "NONE",
+		{name: "ssh", path: t.TempDir(), options: s.sshd.Options(), more: map[string]string{"CACHE_FILL": "NO"}, mode: "AROUND", data: "BACK",
+			system: t.TempDir()},
+		{name: "s3", path: s.s3.Endpoint + "/golden", mode: "NONE", system: s.s3.Endpoint + "/system",
 			options: map[string]string{"ACCESS_KEY_ID": "hay", "SECRET_KEY_FILE": secret, "CA_FILE": s.s3.CAFile}},
-		{name: "rbd", path: "rbd", mode: "NONE", data: "THRU", depends: true,
+		{name: "rbd", path: "rbd", mode: "NONE", data: "THRU", depends: true, system: "system",
 			options: map[string]string{"CEPH_CONF": s.ceph.Conf, "CEPH_USER": "hayloft", "CEPH_KEYRING": keyring}},
 	}
 	return s
@@ -277,19 +283,55 @@ func (s *storage) headSum(path string, n int64) string {
 	return fmt.Sprintf("%x", sum.Sum(nil))
 }
 
-// saved boots from the images that were saved: each has its machine's file as it was then.
+// saved boots from the images that were saved: each has its machine's file as it was then, also after it was kept in a system
+// datastore for a while.
 func (s *storage) saved(places ...*elsewhere) {
 	s.Helper()
 	var ids []int
 	for _, e := range places {
-		ids = append(ids, s.create(api.CreateVMs{Text: s.machine(e.name + "-saved"), Name: "from-" + e.name})...)
+		text := s.machine(e.name + "-saved")
+		if e.system != "" {
+			args := append(datastoreArgs(e.name+"-system", e.name, e.system, e.options), "--type", "system")
+			text += fmt.Sprintf("SCHED_DS_REQUIREMENTS=\"ID = %s\"\n", s.must(args...))
+		}
+		ids = append(ids, s.create(api.CreateVMs{Text: text, Name: "from-" + e.name})...)
 	}
 	s.reach(ids, "RUNNING")
+	var kept []int
 	for i, e := range places {
 		s.expect("the file in "+e.name+"-saved", s.ssh(ids[i], "cat /root/marker"), e.marker)
+		if e.system != "" {
+			s.ssh(ids[i], "echo "+e.name+" > /run/remembered")
+			s.act(ids[i], "stop")
+			kept = append(kept, ids[i])
+		}
+	}
+	s.reach(kept, "STOPPED")
+	for i, e := range places {
+		if e.system != "" {
+			s.refused(fault.Busy, []string{e.name + "-system", fmt.Sprintf("vm %d", ids[i])}, "datastore", "delete", e.name+"-system")
+			if len(s.list(e, e.system)) == 0 {
+				s.Errorf("%s-system holds nothing of a machine that is stopped", e.name)
+			}
+			s.act(ids[i], "resume")
+		}
+	}
+	s.reach(kept, "RUNNING")
+	for i, e := range places {
+		if e.system != "" {
+			s.expect("what a machine kept in "+e.name+"-system has in memory", s.ssh(ids[i], "cat /run/remembered"), e.name)
+		}
 		s.act(ids[i], "terminate-hard")
 	}
 	s.reach(ids, "DONE")
+	for _, e := range places {
+		if e.system != "" {
+			if left := s.list(e, e.system); len(left) > 0 {
+				s.Errorf("%s-system: left: %v", e.name, left)
+			}
+			s.must("datastore", "delete", e.name+"-system")
+		}
+	}
 }
 
 // clones makes a clone of a clone, and deletes them in the order that the storage allows.
@@ -317,7 +359,19 @@ func (s *storage) clones(e *elsewhere) {
 // empty checks that nothing is left in a datastore that had everything, by its driver and by looking behind it.
 func (s *storage) empty(e *elsewhere) {
 	s.Helper()
-	repo, err := drivers.Open(disk.Repository{ID: 9, Driver: e.name, Path: e.path, Options: e.options})
+	if left := s.list(e, e.path); len(left) > 0 {
+		s.Errorf("%s: left: %v", e.name, left)
+	}
+	if left := s.behind(e); len(left) > 0 {
+		s.Errorf("%s: left: %q", e.name, left)
+	}
+	s.must("datastore", "delete", e.name)
+}
+
+// list is what the driver lists.
+func (s *storage) list(e *elsewhere, path string) []repository.Info {
+	s.Helper()
+	repo, err := drivers.Open(disk.Repository{ID: 9, Driver: e.name, Path: path, Options: e.options})
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -325,13 +379,10 @@ func (s *storage) empty(e *elsewhere) {
 		defer c.Close()
 	}
 	list, err := repo.List(s.ctx, "")
-	if err != nil || len(list) > 0 {
-		s.Errorf("%s: left: %v, %v", e.name, list, err)
+	if err != nil {
+		s.Error(err)
 	}
-	if left := s.behind(e); len(left) > 0 {
-		s.Errorf("%s: left: %q", e.name, left)
-	}
-	s.must("datastore", "delete", e.name)
+	return list
 }
 
 // behind is what the storage has, hidden things too.

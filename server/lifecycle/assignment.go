@@ -33,7 +33,7 @@ func Assignment(vm *cloud.VM, c Catalog) (*wire.Assignment, error) {
 		Restore: o.Restore, Unstash: o.Unstash, ShutdownSeconds: int32(vm.Shutdown), Reboot: o.Reboot, RebootHard: o.RebootHard,
 	}
 	var err error
-	if a.System, err = wireRepository(c, cloud.SystemDatastore); err != nil {
+	if a.System, err = wireRepository(c, vm.System); err != nil {
 		return nil, err
 	}
 	if a.Machine, err = machine(vm, c); err != nil {

@@ -146,7 +146,7 @@ func updated(before, change template.Template, merge bool, fixed []string) (temp
 	return all, nil
 }
 
-// DeleteDatastore deletes a datastore that holds no image. The directory stays.
+// DeleteDatastore deletes a datastore that holds no image, and no machine is kept in. The directory stays.
 func (o *Operations) DeleteDatastore(ctx context.Context, id int) error {
 	if id < cloud.FirstDatastore {
 		return fault.Errorf(fault.Permission, "datastore %d is one of those that always exist", id)
@@ -156,6 +156,9 @@ func (o *Operations) DeleteDatastore(ctx context.Context, id int) error {
 			if img.DatastoreID == id {
 				return fault.Errorf(fault.Busy, "datastore %s holds image %d (%s)", d.Name, img.ID, img.Name)
 			}
+		}
+		if vms := o.keeps(id); len(vms) > 0 {
+			return fault.Errorf(fault.Busy, "datastore %s is the system datastore of %d machines, vm %d among them", d.Name, len(vms), vms[0])
 		}
 		return nil
 	})

@@ -201,6 +201,10 @@ func (o *Operations) scheduling(t template.Template, vm *cloud.VM) error {
 	if err != nil || seconds < 0 {
 		return fault.Errorf(fault.Invalid, "SHUTDOWN_TIMEOUT: want seconds")
 	}
+	wanted, _ := t.Get("SCHED_DS_REQUIREMENTS")
+	if vm.System, err = o.systemDatastore(wanted); err != nil {
+		return fault.Errorf(fault.ClassOf(err), "SCHED_DS_REQUIREMENTS: %w", err)
+	}
 	vm.Shutdown = seconds
 	return nil
 }

@@ -172,6 +172,9 @@ func (o *Operations) createGroup(ctx context.Context, t template.Template, proto
 // reports whether all are READY.
 func (o *Operations) pin(ctx context.Context, proto *cloud.VM, tx *lifecycle.Txn) (ready bool, err error) {
 	ready = true
+	if err := o.pinSystem(ctx, proto, tx); err != nil {
+		return false, err
+	}
 	for _, id := range proto.ImageIDs() {
 		img, revision, err := o.Inv.Images.Get(ctx, id)
 		if err != nil {
