@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -59,7 +60,7 @@ func (s *Store) Unprovision(ctx context.Context, name string) error {
 	defer unlock()
 	e, err := s.find(name)
 	if err == nil && e != nil {
-		err = s.remove(name)
+		err = s.remove(ctx, name)
 	}
 	if err == nil { // what a dead maker or remover left
 		err = errors.Join(os.RemoveAll(s.path(makingStart+name)), os.RemoveAll(s.path(goneStart+name)))
@@ -73,14 +74,18 @@ func (s *Store) Unprovision(ctx context.Context, name string) error {
 	return nil
 }
 
+// openTime is how long a volume may still be open that somebody has just let go of: a program that outlives by a moment the
+// agent which ran it.
+const openTime = 4 * time.Second
+
 // remove removes a volume that nobody has open. It is locked.
-func (s *Store) remove(name string) error {
+func (s *Store) remove(ctx context.Context, name string) error {
 	f, err := os.OpenFile(s.data(name), os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close() // the lease goes with it
-	if err := lease(f); err != nil {
+	if err := leaseSoon(ctx, f); err != nil {
 		return fault.Errorf(fault.ClassOf(err), "volume %s: %w", name, err)
 	}
 	gone := s.path(goneStart + name)
@@ -91,6 +96,27 @@ func (s *Store) remove(name string) error {
 		return err
 	}
 	return errors.Join(syncDir(s.dir), os.RemoveAll(gone))
+}
+
+// leaseSoon is lease, tried for openTime.
+func leaseSoon(ctx context.Context, f *os.File) error {
+	limit := time.NewTimer(openTime)
+	defer limit.Stop()
+	poll := time.NewTicker(50 * time.Millisecond)
+	defer poll.Stop()
+	for {
+		err := lease(f)
+		if !fault.Is(err, fault.Busy) {
+			return err
+		}
+		select {
+		case <-poll.C:
+		case <-limit.C:
+			return err
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // lease takes the file for ourselves, as the kernel grants it to who is the only one that has it open; fcntl(2), "Leases".
