@@ -31,3 +31,24 @@ func TestParseOthers(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestSuperblock(t *testing.T) {
+	if got := checksum([]byte("123456789")); got != 0x62ec59e3f1a4f00a { // CRC-64/WE's own check
+		t.Errorf("checksum %x", got)
+	}
+	p, err := superblock{uuid: newUUID(), set: newUUID(), label: "x-1.0", block: 512, backing: true, mode: cache.Back}.encode()
+	if err != nil || len(p) != superblockSize || p[8] != 8 || p[16] != 1 || string(p[72:77]) != "x-1.0" || p[104] != 1 || p[111] != 0x20 {
+		t.Errorf("%x, %v", p, err)
+	}
+	if _, err := (superblock{uuid: "x"}).encode(); err == nil {
+		t.Error("a uuid that is none")
+	}
+}
+
+func TestBucketFor(t *testing.T) {
+	for size, want := range map[int64]int64{62 << 20: 64 << 10, 1 << 30: 512 << 10, 1 << 40: 512 << 10, 17 << 20: 32 << 10} {
+		if got := bucketFor(size); got != want || size/got < leastBuckets {
+			t.Errorf("%d bytes have buckets of %d, want %d", size, got, want)
+		}
+	}
+}

@@ -11,7 +11,8 @@ import (
 	"hayloft/lab/labtest"
 )
 
-func kernel() kernelcachetest.Kernel {
+func kernel(t *testing.T) kernelcachetest.Kernel {
+	t.Helper()
 	open := func(t *testing.T, run command.Runner) kernelcache.Driver {
 		t.Helper()
 		d, err := New(Config{Instance: kernelcachetest.Instance, Runner: run, Patience: 5 * time.Second})
@@ -21,7 +22,8 @@ func kernel() kernelcachetest.Kernel {
 		return d
 	}
 	return kernelcachetest.Kernel{
-		Open: open,
+		Disks: labtest.Disks(t, 2),
+		Open:  open,
 		Leave: func(t *testing.T, s kernelcache.Spec) {
 			t.Helper()
 			if err := open(t, nil).(*Driver).takeDown(context.Background(), s); err != nil {
@@ -40,15 +42,15 @@ func kernel() kernelcachetest.Kernel {
 
 func TestGuestBcacheLife(t *testing.T) {
 	labtest.Guest(t)
-	kernelcachetest.Life(t, kernel())
+	kernelcachetest.Life(t, kernel(t))
 }
 
 func TestGuestBcacheHost(t *testing.T) {
 	labtest.Guest(t)
-	kernelcachetest.Host(t, kernel())
+	kernelcachetest.Host(t, kernel(t))
 }
 
 func TestGuestBcacheFaults(t *testing.T) {
 	labtest.Guest(t)
-	kernelcachetest.Faults(t, kernel())
+	kernelcachetest.Faults(t, kernel(t))
 }

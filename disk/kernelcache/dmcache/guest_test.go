@@ -14,8 +14,10 @@ import (
 
 const suite = kernelcachetest.Instance
 
-func kernel() kernelcachetest.Kernel {
+func kernel(t *testing.T) kernelcachetest.Kernel {
+	t.Helper()
 	return kernelcachetest.Kernel{
+		Disks: labtest.Disks(t, 2),
 		Open: func(t *testing.T, run command.Runner) kernelcache.Driver {
 			t.Helper()
 			d, err := New(Config{Instance: suite, Runner: run, Patience: 5 * time.Second})
@@ -41,15 +43,15 @@ func kernel() kernelcachetest.Kernel {
 
 func TestGuestDMCacheLife(t *testing.T) {
 	labtest.Guest(t)
-	kernelcachetest.Life(t, kernel())
+	kernelcachetest.Life(t, kernel(t))
 }
 
 func TestGuestDMCacheHost(t *testing.T) {
 	labtest.Guest(t)
-	kernelcachetest.Host(t, kernel())
+	kernelcachetest.Host(t, kernel(t))
 }
 
 func TestGuestDMCacheFaults(t *testing.T) {
 	labtest.Guest(t)
-	kernelcachetest.Faults(t, kernel())
+	kernelcachetest.Faults(t, kernel(t))
 }

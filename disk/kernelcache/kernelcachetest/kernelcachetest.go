@@ -14,7 +14,6 @@ import (
 	"hayloft/disk/cache"
 	"hayloft/disk/kernelcache"
 	"hayloft/internal/command"
-	"hayloft/lab/labtest"
 )
 
 // Instance is whose the caches of the suite are.
@@ -31,6 +30,8 @@ const (
 
 // Kernel is a driver, and what the suite does to the kernel behind its back.
 type Kernel struct {
+	// Disks are two empty block devices of 512 MiB at least.
+	Disks []string
 	// Open makes a driver as a process does that starts, with a patience of a few seconds.
 	Open func(t *testing.T, run command.Runner) kernelcache.Driver
 	// Leave takes a cache's devices from the kernel as the end of a host does: what is dirty stays on the local volume.
@@ -68,9 +69,9 @@ func Faults(t *testing.T, k Kernel) {
 }
 
 func run(t *testing.T, k Kernel, list []part) {
-	labtest.Guest(t)
+	t.Helper()
 	udevOwns(t)
-	s := &suite{T: t, Kernel: k, pairs: makePairs(t, labtest.Disks(t, 2)), driver: k.Open(t, nil)}
+	s := &suite{T: t, Kernel: k, pairs: makePairs(t, k.Disks), driver: k.Open(t, nil)}
 	if err := s.driver.Check(t.Context()); err != nil {
 		t.Fatal(err)
 	}
