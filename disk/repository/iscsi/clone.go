@@ -39,12 +39,13 @@ func (r *Repository) CreateFrom(ctx context.Context, from, name string) (reposit
 	w.size, w.least = v.size, v.size
 	w.written.set(0, (v.Size+granule-1)/granule)
 	if kind == repository.Copied {
-		if err = r.copy(ctx, v, w); err == nil {
-			err = r.same(ctx, v)
-		}
-		if err != nil {
-			return nil, "", errors.Join(r.object(from, err), w.Abort())
-		}
+		err = r.copy(ctx, v, w)
+	}
+	if err == nil {
+		err = r.same(ctx, v)
+	}
+	if err != nil {
+		return nil, "", errors.Join(r.object(from, err), w.Abort())
 	}
 	return w, kind, nil
 }
@@ -80,7 +81,7 @@ func (r *Repository) copy(ctx context.Context, from volume, to *writer) error {
 func (r *Repository) same(ctx context.Context, before volume) error {
 	v, err := r.again(ctx, before)
 	if err == nil && v.mark != before.mark {
-		err = fault.Errorf(fault.Busy, "was taken or given back while it was copied")
+		err = fault.Errorf(fault.Busy, "was taken or given back while it was cloned")
 	}
 	return err
 }

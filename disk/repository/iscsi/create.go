@@ -36,7 +36,7 @@ func (r *Repository) create(ctx context.Context, name string, n lvm.New) (_ *wri
 		return nil, fault.Errorf(fault.Exists, "exists")
 	}
 	if n.Pool != "" {
-		if _, err := r.thinPool(ctx); err != nil {
+		if _, err := r.poolIn(all); err != nil {
 			return nil, err
 		}
 	}
@@ -57,9 +57,10 @@ func (r *Repository) create(ctx context.Context, name string, n lvm.New) (_ *wri
 	}
 	var u undo.Stack
 	defer func() { err = errors.Join(err, u.Run()) }()
-	last := context.WithoutCancel(ctx)
 	mine := func(v lvm.Volume) bool { return v.Name == n.Name && slices.Contains(v.Tags, l.tag()) }
 	u.Push(func() error {
+		last, cancel := parting(ctx)
+		defer cancel()
 		v, lost := r.find(last, mine)
 		if lost != nil {
 			return nil // none, or Sweep's
@@ -77,7 +78,7 @@ func (r *Repository) create(ctx context.Context, name string, n lvm.New) (_ *wri
 		return nil, err
 	}
 	u.Keep()
-	return newWriter(last, r, name, v), nil
+	return newWriter(context.WithoutCancel(ctx), r, name, v), nil
 }
 
 func errWritten() error { return fault.Errorf(fault.Busy, "is being written by another operation") }

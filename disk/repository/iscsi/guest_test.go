@@ -19,7 +19,6 @@ import (
 	"hayloft/disk"
 	"hayloft/disk/repository"
 	"hayloft/internal/command"
-	"hayloft/internal/lvm"
 	"hayloft/lab/labtest"
 )
 
@@ -40,7 +39,7 @@ func sh(t *testing.T, script string) string {
 }
 
 // guestStorage makes a storage server and an initiator of the guest: a group on a disk full of old bytes, tgtd, iscsid.
-func guestStorage(t *testing.T, options map[string]string) *Repository {
+func guestStorage(t *testing.T, attach string) *Repository {
 	t.Helper()
 	device := labtest.Disks(t, 1)[0]
 	f, err := os.OpenFile(device, os.O_RDWR, 0)
@@ -55,19 +54,10 @@ func guestStorage(t *testing.T, options map[string]string) *Repository {
 	t.Cleanup(func() {
 		sh(t, "vgremove -y -ff "+guestGroup+"; pvremove -y -ff "+device+"; wipefs -qa "+device)
 	})
-	if pool := options["POOL"]; pool != "" {
-		if err := (lvm.Tools{}).CreatePool(t.Context(), lvm.NewPool{Group: guestGroup, Name: pool, Size: 64 << 20}); err != nil {
-			t.Fatal(err)
-		}
-	}
 	daemon(t, "tgtd", "-f")
 	daemon(t, "iscsid", "-f")
 	sh(t, "for i in $(seq 100); do tgtadm --op show --mode sys >/dev/null 2>&1 && iscsiadm -m session 2>&1 | grep -q 'No active' && exit; sleep 0.1; done; exit 1")
-	all := map[string]string{"ATTACH": "kernel"}
-	for k, v := range options {
-		all[k] = v
-	}
-	r, err := New(disk.Repository{ID: 7, Path: guestGroup, Options: all})
+	r, err := New(disk.Repository{ID: 7, Path: guestGroup, Options: map[string]string{"ATTACH": attach}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +199,7 @@ func life(t *testing.T, r *Repository) {
 // TestGuestISCSIThick: real LVM, tgt and open-iscsi.
 func TestGuestISCSIThick(t *testing.T) {
 	labtest.Guest(t)
-	r := guestStorage(t, nil)
+	r := guestStorage(t, "kernel")
 	life(t, r)
 	if err := r.Delete(t.Context(), "c"); err != nil {
 		t.Fatal(err)
@@ -269,35 +259,10 @@ func late(t *testing.T, r *Repository) {
 	}
 }
 
-// TestGuestISCSIThin: thin snapshots, of one another.
-func TestGuestISCSIThin(t *testing.T) {
-	labtest.Guest(t)
-	r := guestStorage(t, map[string]string{"POOL": "pool"})
-	empty(t, r, "d/p")
-	v, err := r.lookup(t.Context(), "d/p")
-	if err == nil {
-		err = put(v.Path(), "by the server")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	clone(t, r, "d/p", "c", repository.ThinClone)
-	if err := r.Delete(t.Context(), "d/p"); err != nil {
-		t.Fatal(err)
-	}
-	clone(t, r, "c", "d/p", repository.ThinClone) // of a clone, whose origin is gone
-	if b := onServer(t, r, "d/p"); string(b[:13]) != "by the server" || !bytes.Equal(b[13:], make([]byte, guestSize-13)) {
-		t.Errorf("%q", b[:13])
-	}
-	if c, err := r.Capacity(t.Context()); err != nil || c.Total != 64<<20 || c.Used == 0 || c.Free >= c.Total {
-		t.Errorf("%+v, %v", c, err)
-	}
-}
-
 // TestGuestISCSISelection: what LVM decides between several hosts.
 func TestGuestISCSISelection(t *testing.T) {
 	labtest.Guest(t)
-	r := guestStorage(t, map[string]string{"ATTACH": "user"})
+	r := guestStorage(t, "user")
 	empty(t, r, "d/p")
 	var group sync.WaitGroup
 	won := make(chan int, 4)

@@ -144,11 +144,12 @@ func New(r disk.Repository) (*Repository, error) {
 
 // Close ends the connection to the server. What was opened must be closed before.
 func (r *Repository) Close() error {
-	r.detached.Wait() // ends by itself, see attended
-	if r.host == nil {
-		return nil
+	var err error
+	if r.host != nil {
+		err = r.host.Close()
 	}
-	return r.host.Close()
+	r.detached.Wait() // each ends by itself, see attended
+	return err
 }
 
 // object puts repository and object into err, keeping its class.

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/repository"
@@ -120,6 +122,8 @@ func clean(t testing.TB, s *storage) {
 		}
 	}
 }
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestSuite(t *testing.T) {
 	for name, make := range map[string]func(testing.TB) (*storage, *Repository){"thick": thick, "thin": thin} {

@@ -35,11 +35,12 @@ func (r *Repository) delete(ctx context.Context, name string) error {
 		return err
 	}
 	v.Name = dead
-	last := context.WithoutCancel(ctx)
+	last, cancel := parting(ctx)
+	defer cancel()
 	if err := r.dropAll(last, v, unused); err != nil {
 		return nil // Sweep's
 	}
-	if err := r.remove(last, v); err != nil && !fault.Is(err, fault.Busy) {
+	if err := r.remove(last, v); err != nil && !fault.Is(err, fault.Busy) && !fault.Is(err, fault.Unavailable) {
 		return err
 	}
 	return nil

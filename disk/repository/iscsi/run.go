@@ -69,6 +69,14 @@ func (r *Repository) late(ctx context.Context, cmd command.Cmd, err error) error
 	return err
 }
 
+// partingLimit is for taking back what was begun when the caller has left; what takes longer goes on alone, or is Sweep's.
+const partingLimit = 10 * time.Second
+
+// parting is the context of that.
+func parting(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), partingLimit)
+}
+
 // tools are LVM's for a caller.
 func (r *Repository) tools(ctx context.Context) lvm.Tools {
 	return lvm.Tools{Runner: attended{Repository: r, caller: ctx}}

@@ -103,9 +103,16 @@ func cloned(t *testing.T, r *Repository, want []byte) {
 	if content(t, r, "d/p") != string(want) {
 		t.Error("the parent has changed")
 	}
+	if err := r.Delete(t.Context(), "d/p"); err != nil {
+		t.Fatal(err)
+	}
 	copy(want[1<<20:], "clone")
-	if content(t, r, "c") != string(want) {
+	clone(t, r, "c", "d/p", repository.ThinClone) // of a clone whose parent is gone
+	if content(t, r, "d/p") != string(want) {
 		t.Error("the clone is different")
+	}
+	if c, err := r.Capacity(t.Context()); err != nil || c.Total != 16<<20 || c.Used == 0 || c.Free+c.Used != c.Total {
+		t.Errorf("%+v, %v", c, err)
 	}
 	if err := r.Delete(t.Context(), "c"); err != nil {
 		t.Error(err)

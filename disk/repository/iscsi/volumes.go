@@ -132,7 +132,11 @@ func (r *Repository) List(ctx context.Context, prefix string) ([]repository.Info
 // Capacity implements repository.Repository: that of the pool, without one of the group.
 func (r *Repository) Capacity(ctx context.Context) (disk.Capacity, error) {
 	if r.pool != "" {
-		p, err := r.thinPool(ctx)
+		all, err := r.volumes(ctx)
+		if err != nil {
+			return disk.Capacity{}, r.whole(err)
+		}
+		p, err := r.poolIn(all)
 		if err != nil {
 			return disk.Capacity{}, r.whole(err)
 		}
@@ -148,12 +152,8 @@ func (r *Repository) Capacity(ctx context.Context) (disk.Capacity, error) {
 	return disk.Capacity{Total: g.Size, Used: g.Size - g.Free, Free: g.Free}, nil
 }
 
-// thinPool describes the pool.
-func (r *Repository) thinPool(ctx context.Context) (lvm.Volume, error) {
-	all, err := r.volumes(ctx)
-	if err != nil {
-		return lvm.Volume{}, err
-	}
+// poolIn finds the pool.
+func (r *Repository) poolIn(all []lvm.Volume) (lvm.Volume, error) {
 	i := slices.IndexFunc(all, named(r.pool))
 	switch {
 	case i < 0:
