@@ -30,7 +30,7 @@ func (s *Store) Provision(ctx context.Context, v localstore.VolumeSpec) (localst
 	defer unlock()
 	e, err := s.find(v.Name)
 	if err == nil && e != nil && e.Raw && !v.Raw {
-		err, e = s.remove(v.Name), nil
+		err, e = s.remove(ctx, v.Name), nil
 	}
 	if err != nil {
 		return localstore.Volume{}, s.errorf(err)
