@@ -20,7 +20,7 @@ type source struct {
 	object     string
 	owner      repository.Owner
 	generation uint64
-	size       atomic.Int64
+	size       atomic.Int64    // never more than keep was told: what lies beyond is taken for zeros after a restart
 	ctx        context.Context // of what is opened
 	cancel     context.CancelFunc
 
@@ -87,8 +87,12 @@ func (s *source) get() (*opened, error) {
 		err := fault.Errorf(fault.Busy, "object %s: was taken again: generation %d is over, it is %d now", s.object, s.generation, mark.Generation)
 		return nil, errors.Join(err, target.Close())
 	}
+	// A process that was killed may have made it longer and not come to remember that.
+	if err := s.measure(target); err != nil {
+		return nil, errors.Join(err, target.Close())
+	}
+	s.size.Store(target.Size()) // a loss of power may have made it shorter
 	s.target = &opened{Target: target, users: 1}
-	s.size.Store(target.Size())
 	return s.target, nil
 }
 
@@ -133,27 +137,33 @@ func (s *source) ReadAt(p []byte, offset int64) (n int, err error) {
 func (s *source) WriteAt(p []byte, offset int64) (n int, err error) {
 	err = s.with(func(t repository.Target) error {
 		n, err = t.WriteAt(p, offset)
-		s.size.Store(t.Size())
-		return err
+		return errors.Join(err, s.measure(t))
 	})
 	return n, err
 }
 
 func (s *source) Truncate(size int64) error {
-	err := s.with(func(t repository.Target) error {
-		err := t.Truncate(size)
-		s.size.Store(t.Size())
-		return err
-	})
-	if err != nil {
-		return err
+	return s.with(func(t repository.Target) error { return errors.Join(t.Truncate(size), s.measure(t)) })
+}
+
+// measure takes the target's length for the image's when that is longer than before, once it is remembered.
+func (s *source) measure(t repository.Target) error {
+	if t.Size() <= s.size.Load() {
+		return nil
 	}
 	s.keepMu.Lock()
 	defer s.keepMu.Unlock()
-	if s.keep == nil {
+	size := t.Size()
+	if size <= s.size.Load() {
 		return nil
 	}
-	return s.keep(s.size.Load())
+	if s.keep != nil {
+		if err := s.keep(size); err != nil {
+			return err
+		}
+	}
+	s.size.Store(size)
+	return nil
 }
 
 // remember has keep, unless it is nil, told from now on.
