@@ -138,16 +138,16 @@ func (w *writer) reach(end int64) error {
 			return nil
 		}
 		w.mu.RUnlock()
-		if err := w.prepare(end, min(w.volume.Size, maxStep)); err != nil {
+		if err := w.prepare(end); err != nil {
 			return err
 		}
 	}
 }
 
-func (w *writer) prepare(end, more int64) error {
+func (w *writer) prepare(end int64) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err := w.grow(end, more); err != nil || w.disk != nil {
+	if err := w.grow(end, min(w.volume.Size, maxStep)); err != nil || w.disk != nil {
 		return err
 	}
 	d, e, err := w.repository.open(w.ctx, w.name, writing, w.volume, false, nil)
