@@ -72,21 +72,21 @@ func bounded(t *testing.T, what string, want fault.Class, f func() error) {
 	}
 }
 
-// use3 is one repository in use in all ways.
-type use3 struct {
+// inUseAll is a repository in use in all ways.
+type inUseAll struct {
 	source repository.Source
 	writer repository.Writer
 	target repository.Target
 }
 
-func inUseBy(t *testing.T, r *Repository) use3 {
+func inUseBy(t *testing.T, r *Repository) inUseAll {
 	t.Helper()
 	written(t, r, "a", strings.Repeat("x", 1<<20))
 	written(t, r, "p", strings.Repeat("p", 1<<20))
 	if _, err := r.Own(t.Context(), "p", alice, 0, 0); err != nil {
 		t.Fatal(err)
 	}
-	var u use3
+	var u inUseAll
 	var err error
 	if u.source, err = r.Open(t.Context(), "a"); err != nil {
 		t.Fatal(err)

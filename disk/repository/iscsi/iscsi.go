@@ -24,6 +24,9 @@
 // so who owns an image next can take away what the one before him still writes through. Targets for writing are never made
 // again under the same name: what a server that crashed has forgotten, nobody takes for written.
 //
+// The target tells no holes, and cannot give space back: what is read is read whole, and what is discarded is zeroed. The kernel
+// sees whole volumes, so with ATTACH kernel a persistent image must be as long as whole extents of the group.
+//
 // A clone of a thin volume is a thin snapshot and depends on nobody; one of a thick volume is a copy, made on the server.
 // (Snapshots of thick volumes are not used: such an origin cannot grow, and takes its snapshots along when it is removed.)
 package iscsi
