@@ -2,6 +2,7 @@
 #                  (VMS=4 CONTAINERS=4 for fewer, KEEP=1 to leave it running, make demo-down to end that)
 # make check       what needs no root, under 2 minutes
 # make test        everything, under 20 minutes
+# make guest       all tests inside the kernel guest, those too that take minutes each
 # make crash       a million random crash points of the block cache (POINTS=n for another number)
 # make soak        minutes of everything at once with the block cache, every byte compared (MINUTES=n, SOAKFLAGS=-seed=n)
 
@@ -14,7 +15,7 @@ GO ?= go
 # Root's part of the work, with what it must know of the caller.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo env "HAYLOFT_CACHE=$(HAYLOFT_CACHE)" "CI=$(CI)")
 
-.PHONY: all build demo demo-down check format vet staticcheck unit generate-check test lab-tests clean crash soak
+.PHONY: all build demo demo-down check format vet staticcheck unit generate-check test lab-tests guest clean crash soak
 
 all: build
 
@@ -65,7 +66,8 @@ test:
 	@lab/packages.sh test
 	@$(MAKE) --no-print-directory format vet staticcheck generate-check lab-tests
 
-# Unit and integration tests with the race detector; the tests run as root, the compiler does not. Packages with
+# Unit and integration tests with the race detector; the tests run as root, the compiler does not. The kernel guest takes longest
+# and begins first. Packages with
 # much to do are silent for minutes, so what runs is said meanwhile.
 lab-tests: bin/golden/build
 	@echo "==> golden images"
@@ -73,7 +75,11 @@ lab-tests: bin/golden/build
 	@echo "==> all tests, with the race detector, QEMU and LXC"
 	@(while sleep 30; do ps -eo etimes=,comm= | awk '$$2 ~ /\.test$$/ {printf "    ... %s since %d s\n", $$2, $$1}'; done) & ticker=$$!; \
 		trap 'kill $$ticker' EXIT; trap 'exit 1' INT TERM; \
-		$(GO) test -race -vet=off -timeout 15m -exec '$(AS_ROOT) HAYLOFT_LAB=1' ./...
+		$(GO) test -race -vet=off -p 3 -timeout 18m -exec '$(AS_ROOT) HAYLOFT_LAB=1' ./lab/guest ./...
+
+guest:
+	@lab/packages.sh test
+	HAYLOFT_GUEST_FULL=1 $(GO) test -count=1 -v -timeout 90m -exec '$(AS_ROOT) HAYLOFT_LAB=1 HAYLOFT_GUEST_FULL=1' -run TestGuestPackages ./lab/guest
 
 crash:
 	HAYLOFT_CRASH_POINTS=$(or $(POINTS),1000000) $(GO) test -count=1 -timeout 24h -run TestCrashPoints -v ./disk/cache/proof

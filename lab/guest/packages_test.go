@@ -70,8 +70,25 @@ func say(t *testing.T, format string, args ...any) {
 	t.Logf(format, args...)
 }
 
-// choose keeps what HAYLOFT_GUEST_PACKAGES and HAYLOFT_GUEST_RUN match; all without them.
+// long are tests that cost half a minute of the guest's processor and more, and whose ground is covered by a quicker neighbour:
+// the other layout, the other part of a suite. make guest runs them, make test does not.
+var long = regexp.MustCompile(`^disk/localstore/lvm\.TestGuestLVM(ThickSpace|ThickCopies|ThinLife|ThickKilled|ThinKilled)$|` +
+	`^disk/kernelcache/(dmcache|bcache)\.TestGuest\w+(Host|Faults)$|` +
+	`^disk/way\.TestGuest(DisksOnThickLVM|DMCacheOnLVM)$|` +
+	`^disk/repository/nfs\.TestGuestNFS(Clones|Mounts)$|^disk/repository/path\.TestGuestHostDies$|` +
+	`^disk/repository/iscsi\.TestGuest\w*Thick\w*$|` +
+	`^lab/guest/proof\.TestGuest(Bcache|DMCache|ISCSI|LVM|NFS|Reflink)$`)
+
+// choose keeps what HAYLOFT_GUEST_PACKAGES and HAYLOFT_GUEST_RUN match, long ones too; without them all that are not long, and all
+// with HAYLOFT_GUEST_FULL=1.
 func choose(t *testing.T, all []inner) []inner {
+	everything := os.Getenv("HAYLOFT_GUEST_FULL") == "1" || os.Getenv("HAYLOFT_GUEST_PACKAGES")+os.Getenv("HAYLOFT_GUEST_RUN") != ""
+	var left []string
+	defer func() {
+		if len(left) > 0 {
+			say(t, "%d long ones are left to make guest: %s", len(left), strings.Join(left, ", "))
+		}
+	}()
 	packages, err := regexp.Compile(os.Getenv("HAYLOFT_GUEST_PACKAGES"))
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +104,11 @@ func choose(t *testing.T, all []inner) []inner {
 		}
 		var tests []string
 		for _, name := range p.tests {
-			if names.MatchString(name) {
+			switch {
+			case !names.MatchString(name):
+			case !everything && long.MatchString(p.path+"."+name):
+				left = append(left, p.path+"."+name)
+			default:
 				tests = append(tests, name)
 			}
 		}
