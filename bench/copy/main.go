@@ -32,7 +32,7 @@ func main() {
 	var o options
 	flag.Int64Var(&o.size, "size", 1024, "MiB of the image; half of it is data, a quarter zeros, a quarter holes")
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds, each of all copies, in turns")
-	flag.StringVar(&o.only, "only", "", "repositories, with commas between (path, ssh, http, rbd, iscsi); empty: all")
+	flag.StringVar(&o.only, "only", "", "repositories, with commas between (path, ssh, http, rbd); empty: all")
 	flag.DurationVar(&o.timeout, "timeout", 10*time.Minute, "how long one copy may take")
 	flag.BoolVar(&o.json, "json", false, "print JSON instead of a table")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "where files of the run are made: three times the image")
@@ -93,7 +93,7 @@ func run(ctx context.Context, o options) (err error) {
 	for _, r := range []struct {
 		name string
 		open func(context.Context) ([]way, error)
-	}{{"path", b.path}, {"ssh", b.ssh}, {"http", b.http}, {"rbd", b.rbd}, {"iscsi", b.iscsi}} {
+	}{{"path", b.path}, {"ssh", b.ssh}, {"http", b.http}, {"rbd", b.rbd}} {
 		if o.only != "" && !slices.Contains(strings.Split(o.only, ","), r.name) {
 			continue
 		}
