@@ -23,10 +23,7 @@ import (
 	"hayloft/lab/sshlab"
 )
 
-var (
-	alice = repository.Owner{Host: "host-one", Machine: 1}
-	bob   = repository.Owner{Host: "host-two", Machine: 2}
-)
+var alice = repository.Owner{Host: "host-one", Machine: 1}
 
 // written makes an object.
 func written(t *testing.T, r *Repository, name, content string) {

@@ -10,6 +10,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -42,7 +43,7 @@ func run(ctx context.Context, args []string) error {
 	case len(args) == 3 && args[0] == "settle":
 		return settle(ctx, args[1], args[2])
 	}
-	return fmt.Errorf("usage: attached attach|flush|detach|serve|settle ...")
+	return errors.New("usage: attached attach|flush|detach|serve|settle, and what that wants")
 }
 
 func kernel(ctx context.Context, what, name string, s kernelcache.Spec) error {
