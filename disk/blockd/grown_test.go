@@ -43,7 +43,7 @@ func TestGrownAndKilled(t *testing.T) {
 			if mode != cache.Offline { // only there it is all that there is
 				must(t, os.Remove(filepath.Join(e.Volume.Dir, "map")))
 			}
-			d = b.daemon()
+			b.daemon()
 			if !bytes.Equal(readAll(t, dial(t, e.Path)), want) {
 				t.Error("reads differ after the restart")
 			}
