@@ -233,6 +233,9 @@ func TestSyncWithoutAChild(t *testing.T) {
 		for len(storageDaemons(t)) > 0 { // ends with the test's limit
 			time.Sleep(time.Millisecond)
 		}
+		if _, err := target.ReadAt(make([]byte, 1), 0); err == nil { // a sync is not begun when it is known that the child is gone
+			t.Fatal("a child that was killed answers")
+		}
 		var synced []string
 		s.before = func(cmd command.Cmd) error {
 			if cmd.Name == "sync" {

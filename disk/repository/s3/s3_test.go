@@ -216,10 +216,14 @@ func TestCloneCost(t *testing.T) {
 func TestParentGoes(t *testing.T) {
 	s := start(t, s3lab.Config{})
 	r := connect(t, s, "")
-	for name, change := range map[string]func() error{
-		"deleted":  func() error { return r.Delete(t.Context(), "a") },
-		"replaced": func() error { s.Put("a", strings.Repeat("other", 4<<20)); return nil },
+	for _, way := range []struct {
+		name   string
+		change func() error
+	}{
+		{"deleted", func() error { return r.Delete(t.Context(), "a") }},
+		{"replaced", func() error { s.Put("a", strings.Repeat("other", 4<<20)); return nil }},
 	} {
+		name, change := way.name, way.change
 		s.Put("a", string(random(3, 20<<20)))
 		w, _, err := r.CreateFrom(t.Context(), "a", "b")
 		if err != nil {
