@@ -134,9 +134,6 @@ func (b *bench) http(ctx context.Context) ([]way, error) {
 	return []way{
 		{"hayloft, checked", true, b.hayloft(opener(repo))},
 		{"curl", false, program(func(to string) []string { return []string{"curl", "-sf", "-o", to, url} })},
-		{"qemu-img convert", false, program(func(to string) []string {
-			return []string{"qemu-img", "convert", "-f", "raw", "-O", "raw", url, to}
-		})},
 	}, nil
 }
 
