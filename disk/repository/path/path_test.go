@@ -201,3 +201,35 @@ func TestSweepTakesOnlyTheDead(t *testing.T) {
 		t.Errorf("%q", left)
 	}
 }
+
+func TestSweepOfAFolder(t *testing.T) {
+	dir := t.TempDir()
+	r, err := New(disk.Repository{Path: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, folder := range []string{"machines/1/deep", "machines/2", "others"} {
+		if err := os.MkdirAll(filepath.Join(dir, folder), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, prefix := range []string{"", "machines/1/"} {
+		if err := r.Sweep(t.Context(), prefix); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for folder, there := range map[string]bool{"machines/1": false, "machines/2": true, "others": true} {
+		if _, err := os.Stat(filepath.Join(dir, folder)); (err == nil) != there {
+			t.Errorf("%s: %v", folder, err)
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, "machines/2")); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Sweep(t.Context(), "machines/"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "machines")); !os.IsNotExist(err) {
+		t.Error(err)
+	}
+}

@@ -6,15 +6,18 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"hayloft/cloud/fault"
 )
 
-// Sweep implements repository.Sweeper.
+// Sweep implements repository.Sweeper. With a prefix that names a folder, folders in there that are empty go too: writers die
+// between making one and what it is for.
 func (r *Repository) Sweep(ctx context.Context, prefix string) error {
 	return r.within(ctx, func(root *os.Root) error {
 		dead := map[string]bool{}
+		var folders []string
 		err := fs.WalkDir(root.FS(), ".", func(file string, d fs.DirEntry, err error) error {
 			switch {
 			case errors.Is(err, fs.ErrNotExist):
@@ -23,6 +26,9 @@ func (r *Repository) Sweep(ctx context.Context, prefix string) error {
 				return err
 			case ctx.Err() != nil:
 				return ctx.Err()
+			case d.IsDir() && strings.HasSuffix(prefix, "/") && strings.HasPrefix(file+"/", prefix):
+				folders = append(folders, file)
+				return nil
 			case d.IsDir() || !strings.HasPrefix(d.Name(), "."):
 				return nil
 			}
@@ -52,6 +58,9 @@ func (r *Repository) Sweep(ctx context.Context, prefix string) error {
 				return r.object(name, err)
 			}
 			removeEmptyParents(root, name)
+		}
+		for _, folder := range slices.Backward(folders) { // what is inside first
+			removeEmptyParents(root, folder+"/x")
 		}
 		return nil
 	})
