@@ -7,15 +7,14 @@ type CloneKind string
 
 // The kinds of clones.
 const (
-	Copied     CloneKind = "copy"        // all bytes were copied, by the storage where it can
-	Reflinked  CloneKind = "reflink"     // a file that shares blocks until they are written; depends on nobody
-	ThinClone  CloneKind = "lvm-thin"    // a thin snapshot of a thin volume; depends on nobody
-	DMSnapshot CloneKind = "dm-snapshot" // copy-on-write volume on another one, which must stay
-	RBDClone   CloneKind = "rbd-clone"   // copy-on-write image on a protected snapshot, which must stay
+	Copied    CloneKind = "copy"      // all bytes were copied, by the storage where it can
+	Reflinked CloneKind = "reflink"   // a file that shares blocks until they are written; depends on nobody
+	ThinClone CloneKind = "lvm-thin"  // a thin snapshot of a thin volume; depends on nobody
+	RBDClone  CloneKind = "rbd-clone" // copy-on-write image on a protected snapshot, which must stay
 )
 
 // Depends reports whether a clone of this kind needs its parent.
-func (k CloneKind) Depends() bool { return k == DMSnapshot || k == RBDClone }
+func (k CloneKind) Depends() bool { return k == RBDClone }
 
 // Cloner is what a Repository has that can begin an object with the content of another without moving it through this
 // host. Clones of clones work to any depth. Delete of an object that clones depend on is fault.Busy and names them.

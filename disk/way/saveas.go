@@ -85,18 +85,10 @@ func (w *Way) SavedAs(ctx context.Context, spec disk.Spec, from disk.Repository,
 			return fail(err)
 		}
 		if parent != "" {
-			saved.Clone = string(dependentKind(from))
+			saved.Clone = string(repository.RBDClone) // the one kind that has a parent
 		}
 	}
 	return saved, nil
-}
-
-// dependentKind is how a repository makes clones that need their parent.
-func dependentKind(r disk.Repository) repository.CloneKind {
-	if r.Driver == "rbd" {
-		return repository.RBDClone
-	}
-	return repository.DMSnapshot
 }
 
 func (w *Way) saveAs(ctx context.Context, machine int, spec disk.Spec, live *disk.Live, to disk.Repository, name string, report func(done, total int64)) (_ disk.Saved, err error) {
