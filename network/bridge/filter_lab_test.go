@@ -87,6 +87,7 @@ func TestFilteredPortPassesOnlyItsOwnFrames(t *testing.T) {
 			if column == 0 { // the container's runtime makes the link after Plug
 				run(t, "ip", "link", "set", "veth-later", "name", port.Name)
 				run(t, "ip", "link", "set", port.Name, "master", barn.Bridge, "up")
+				a.settle(b.receives)
 			}
 			if !plug.Filter {
 				marker = etherFrame(b.mac, a.mac, typeRARP, []byte("open"))

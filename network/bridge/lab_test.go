@@ -148,6 +148,33 @@ func (g *guest) send(frame []byte) {
 	}
 }
 
+// settle returns once a frame of g's arrives. The kernel tells a bridge later, from a queue of its own, that a port's
+// link is up, and drops what is sent until then.
+func (g *guest) settle(arrived func(frame []byte) bool) {
+	g.t.Helper()
+	frame := etherFrame(bytes.Repeat([]byte{0xff}, 6), g.mac, typeRARP, []byte("settle"))
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		if g.send(frame); arrived(frame) {
+			return
+		}
+	}
+	g.t.Fatal("no frame arrives")
+}
+
+// receives tells whether the frame comes within 50 ms.
+func (g *guest) receives(frame []byte) bool {
+	buffer := make([]byte, 2048)
+	for deadline := time.Now().Add(50 * time.Millisecond); ; {
+		wait := time.Until(deadline)
+		if n, _ := unix.Poll([]unix.PollFd{{Fd: int32(g.raw), Events: unix.POLLIN}}, max(0, int(wait.Milliseconds()))); n <= 0 && wait <= 0 {
+			return false
+		}
+		if n, _, err := unix.Recvfrom(g.raw, buffer, unix.MSG_DONTWAIT); err == nil && bytes.Equal(buffer[:n], frame) {
+			return true
+		}
+	}
+}
+
 // passes tells whether g's frame arrives at the other guest: it is followed by a frame that does, so nothing
 // waits for a time-out.
 func (g *guest) passes(to *guest, frame, marker []byte) bool {

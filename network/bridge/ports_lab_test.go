@@ -50,10 +50,11 @@ func TestTapCarriesFramesWhileItIsHeld(t *testing.T) {
 				t.Errorf("no %q in %s", want, out)
 			}
 		}
+		g.settle(func(frame []byte) bool { return readFrame(tap, frame, 50*time.Millisecond) == nil })
 		// The guest asks for the tap's address; the tap's holder reads that and answers.
 		asked := etherFrame(bytes.Repeat([]byte{0xff}, 6), g.mac, typeARP, arpPacket(1, g.mac, "10.0.0.6", "10.0.0.5"))
 		g.send(asked)
-		readFrame(t, tap, asked)
+		check(t, readFrame(tap, asked, 5*time.Second))
 		mac := mustMAC(macA)
 		answer := etherFrame(g.mac, mac, typeARP, arpPacket(2, mac, "10.0.0.5", "10.0.0.6"))
 		lie := etherFrame(g.mac, mac, typeARP, arpPacket(2, mac, "10.0.0.1", "10.0.0.6"))
@@ -74,7 +75,7 @@ func TestTapCarriesFramesWhileItIsHeld(t *testing.T) {
 			t.Errorf("rules after the second plug: %v, %v", have, err)
 		}
 		g.send(asked)
-		readFrame(t, tap, asked)
+		check(t, readFrame(tap, asked, 5*time.Second))
 
 		check(t, tap.Close())
 		waitGone(t, port.Name)
@@ -94,17 +95,18 @@ func TestTapCarriesFramesWhileItIsHeld(t *testing.T) {
 }
 
 // readFrame reads from a tap until the frame comes, past what other frames there are.
-func readFrame(t *testing.T, tap *os.File, frame []byte) {
-	t.Helper()
-	check(t, tap.SetReadDeadline(time.Now().Add(5*time.Second)))
+func readFrame(tap *os.File, frame []byte, within time.Duration) error {
+	if err := tap.SetReadDeadline(time.Now().Add(within)); err != nil {
+		return err
+	}
 	buffer := make([]byte, 2048)
 	for {
 		n, err := tap.Read(buffer)
 		if err != nil {
-			t.Fatalf("frame on the tap: %v", err)
+			return fmt.Errorf("frame on the tap: %w", err)
 		}
 		if n > 10 && bytes.Equal(buffer[10:n], frame) {
-			return
+			return nil
 		}
 	}
 }
