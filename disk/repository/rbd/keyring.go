@@ -7,6 +7,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/repository/qemublock"
+	"hayloft/disk/repository/secret"
 )
 
 // keyringPath is the keyring in use, "" for none.
@@ -23,11 +24,11 @@ func (r *Repository) keyringPath() string {
 
 // readKey takes the key of client.USER out of a keyring: an INI file with a section for each.
 func readKey(path, user string) (qemublock.Secret, error) {
-	text, err := qemublock.SecretFile("CEPH_KEYRING", path)
+	text, err := secret.ReadFile("CEPH_KEYRING", path)
 	if err != nil {
 		return "", err
 	}
-	key, found := findKey(string(text), user)
+	key, found := findKey(text, user)
 	if !found {
 		return "", fault.Errorf(fault.Permission, "CEPH_KEYRING %s has no key of client.%s", path, user)
 	}

@@ -14,11 +14,20 @@ import (
 	"hayloft/cloud/fault"
 )
 
-const longest = 16 << 10 // bytes of a password or token
+const longest = 16 << 10 // bytes of a secret
 
 // Read takes the one line of a file that nobody but its owner can read; option says in errors what the file is for.
 // fault.Permission when others can read it or we cannot, fault.Invalid for anything else that is wrong with it.
 func Read(option, path string) (string, error) {
+	text, err := ReadFile(option, path)
+	if err == nil && strings.ContainsAny(text, "\r\n\x00") {
+		return "", fault.Errorf(fault.Invalid, "%s %s is not one line", option, path)
+	}
+	return text, err
+}
+
+// ReadFile is Read for a file of any lines, without the line breaks at its end.
+func ReadFile(option, path string) (string, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return "", fault.Errorf(fault.Permission, "%s: %w", option, err)
@@ -38,8 +47,8 @@ func Read(option, path string) (string, error) {
 		return "", fmt.Errorf("%s: %w", option, err)
 	}
 	b = bytes.TrimRight(b, "\r\n")
-	if len(b) == 0 || len(b) > longest || bytes.ContainsAny(b, "\r\n\x00") {
-		return "", fault.Errorf(fault.Invalid, "%s %s is not one line of at most %d bytes", option, path, longest)
+	if len(b) == 0 || len(b) > longest {
+		return "", fault.Errorf(fault.Invalid, "%s %s has %d bytes, 1 to %d are wanted", option, path, len(b), longest)
 	}
 	return string(b), nil
 }
