@@ -14,6 +14,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/repository"
+	"hayloft/disk/repository/attempt"
 )
 
 // commitLimit bounds one fsync: gigabytes may be waiting to be written.
@@ -36,37 +37,8 @@ func (r *Repository) Create(ctx context.Context, name string) (repository.Writer
 
 // handOver runs open in a worker; when the caller has left by the time it is done, discard takes the result.
 func handOver[T any](ctx context.Context, r *Repository, open func(*os.Root) (T, error), discard func(T)) (T, error) {
-	var (
-		mu     sync.Mutex
-		result T
-		have   bool
-		left   bool
-	)
-	err := r.within(ctx, func(root *os.Root) error {
-		v, err := open(root)
-		if err != nil {
-			return err
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		if left {
-			discard(v)
-			return nil
-		}
-		result, have = v, true
-		return nil
-	})
-	mu.Lock()
-	defer mu.Unlock()
-	if err != nil {
-		left = true
-		if have {
-			discard(result)
-		}
-		var zero T
-		return zero, err
-	}
-	return result, nil
+	h := attempt.Hand[T]{Discard: discard}
+	return h.Take(r.within(ctx, func(root *os.Root) error { return h.Give(open(root)) }))
 }
 
 func (r *Repository) create(root *os.Root, name string) (w *writer, err error) {

@@ -28,6 +28,7 @@ import (
 	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/repository"
+	"hayloft/disk/repository/attempt"
 	"hayloft/internal/remote"
 )
 
@@ -213,37 +214,8 @@ func (r *Repository) gone(ctx context.Context) error {
 
 // hand runs open; when the caller has left by the time it is done, discard takes the result.
 func hand[T any](ctx context.Context, r *Repository, limit time.Duration, open func(*link) (T, error), discard func(T)) (T, error) {
-	var (
-		mu     sync.Mutex
-		result T
-		have   bool
-		left   bool
-	)
-	err := r.once(ctx, limit, func(l *link) error {
-		v, err := open(l)
-		if err != nil {
-			return err
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		if left {
-			discard(v)
-			return nil
-		}
-		result, have = v, true
-		return nil
-	})
-	mu.Lock()
-	defer mu.Unlock()
-	if err != nil {
-		left = true
-		if have {
-			discard(result)
-		}
-		var zero T
-		return zero, err
-	}
-	return result, nil
+	h := attempt.Hand[T]{Discard: discard}
+	return h.Take(r.once(ctx, limit, func(l *link) error { return h.Give(open(l)) }))
 }
 
 // object puts repository and object into err and classifies it. What SFTP calls a failure is trouble of the storage.
