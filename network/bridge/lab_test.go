@@ -23,7 +23,12 @@ import (
 	"hayloft/network"
 )
 
-const insideVariable = "HAYLOFT_TEST_NAMESPACE"
+const (
+	insideVariable = "HAYLOFT_TEST_NAMESPACE"
+
+	// patience is how long a test waits for what must come, on a machine with much else to do.
+	patience = time.Minute
+)
 
 // isolated runs a test in a process of its own with an empty network namespace, which the kernel removes with
 // everything in it when the process ends, however it ends.
@@ -35,7 +40,7 @@ func isolated(t *testing.T, test func(t *testing.T)) {
 		test(t)
 		return
 	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=60s")
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=10m")
 	cmd.Env = append(os.Environ(), insideVariable+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.CombinedOutput()
@@ -135,7 +140,7 @@ func newGuest(t *testing.T, port, mac, address, bridge string) *guest {
 		return unix.Bind(g.raw, &unix.SockaddrLinklayer{Protocol: swap(unix.ETH_P_ALL), Ifindex: link.Attrs().Index})
 	})
 	t.Cleanup(func() { unix.Close(g.raw) })
-	check(t, unix.SetsockoptTimeval(g.raw, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}))
+	check(t, unix.SetsockoptTimeval(g.raw, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(patience.Seconds())}))
 	return g
 }
 
@@ -153,7 +158,7 @@ func (g *guest) send(frame []byte) {
 func (g *guest) settle(arrived func(frame []byte) bool) {
 	g.t.Helper()
 	frame := etherFrame(bytes.Repeat([]byte{0xff}, 6), g.mac, typeRARP, []byte("settle"))
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		if g.send(frame); arrived(frame) {
 			return
 		}
@@ -186,7 +191,7 @@ func (g *guest) passes(to *guest, frame, marker []byte) bool {
 	}
 	seen := false
 	buffer := make([]byte, 2048)
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		n, from, err := unix.Recvfrom(to.raw, buffer, 0)
 		if err != nil {
 			if errors.Is(err, unix.EINTR) {
@@ -256,7 +261,7 @@ func check(t *testing.T, err error) {
 func (g *guest) first(frames ...[]byte) []byte {
 	g.t.Helper()
 	buffer := make([]byte, 2048)
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		n, _, err := unix.Recvfrom(g.raw, buffer, 0)
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			g.t.Fatal(err)

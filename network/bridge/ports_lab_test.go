@@ -54,7 +54,7 @@ func TestTapCarriesFramesWhileItIsHeld(t *testing.T) {
 		// The guest asks for the tap's address; the tap's holder reads that and answers.
 		asked := etherFrame(bytes.Repeat([]byte{0xff}, 6), g.mac, typeARP, arpPacket(1, g.mac, "10.0.0.6", "10.0.0.5"))
 		g.send(asked)
-		check(t, readFrame(tap, asked, 5*time.Second))
+		check(t, readFrame(tap, asked, patience))
 		mac := mustMAC(macA)
 		answer := etherFrame(g.mac, mac, typeARP, arpPacket(2, mac, "10.0.0.5", "10.0.0.6"))
 		lie := etherFrame(g.mac, mac, typeARP, arpPacket(2, mac, "10.0.0.1", "10.0.0.6"))
@@ -75,7 +75,7 @@ func TestTapCarriesFramesWhileItIsHeld(t *testing.T) {
 			t.Errorf("rules after the second plug: %v, %v", have, err)
 		}
 		g.send(asked)
-		check(t, readFrame(tap, asked, 5*time.Second))
+		check(t, readFrame(tap, asked, patience))
 
 		check(t, tap.Close())
 		waitGone(t, port.Name)
@@ -114,7 +114,7 @@ func readFrame(tap *os.File, frame []byte, within time.Duration) error {
 // waitGone waits for the kernel, which removes a tap after its holder has closed it.
 func waitGone(t *testing.T, name string) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		if _, err := netlink.LinkByName(name); err != nil {
 			return
 		}
