@@ -50,7 +50,7 @@ func TestDrainIsShown(t *testing.T) {
 // drained by itself.
 func TestPoweroffWithTheRepositoryAway(t *testing.T) {
 	b := newBench(t)
-	b.pace.usage = 5 * time.Millisecond
+	b.pace.usage, b.pace.drainTry = 5*time.Millisecond, 2*time.Second
 	b.begin()
 	origins["running"](b)
 	b.w.set(func() { b.w.settle = away })
@@ -77,6 +77,7 @@ func TestNothingUndrainedIsRemoved(t *testing.T) {
 	for step, goal := range map[wire.Step]wire.Goal{wire.Step_STEP_STASH: goalStashed, wire.Step_STEP_REMOVE: goalGone} {
 		t.Run(step.String(), func(t *testing.T) {
 			b := newBench(t)
+			b.pace.drainTry = 100 * time.Millisecond
 			b.begin()
 			origins["running"](b)
 			b.w.set(func() { b.w.settle = away })

@@ -553,7 +553,7 @@ func TestUsageIsSampled(t *testing.T) {
 	b.pace.usage = time.Millisecond
 	b.begin()
 	origins["running"](b)
-	for range 1000 {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		if report := b.report(1); report.CpuSeconds == 1.5 && report.MemoryBytes == 1<<20 {
 			return
 		}

@@ -84,7 +84,7 @@ func newLabHost(t *testing.T) *labHost {
 	}
 	h := &labHost{bench: newBench(t), dir: dir}
 	h.pace = quick
-	h.pace.askAgain = time.Second
+	h.pace.askAgain, h.pace.usage = time.Second, time.Second // what ends between two agents is seen by a look at all
 	t.Cleanup(func() {
 		h.leave()
 		if err := os.RemoveAll(dir); err != nil {
@@ -248,7 +248,7 @@ func (h *labHost) saysOnConsole(vm int64, kind, words string) {
 	h.t.Helper()
 	console := h.agent.cfg.Hypervisors[kind].(hypervisor.Consoler)
 	var content []byte
-	for range 3000 {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		content, _ = console.ConsoleLog(h.t.Context(), int(vm), 1<<16) // none yet
 		if strings.Contains(string(content), words) {
 			return

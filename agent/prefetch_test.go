@@ -18,7 +18,7 @@ func wanted(id int64, serial uint64) *wire.Prefetch {
 // fetchReport waits for the end of a prefetch.
 func (b *bench) fetchReport(image int64, serial uint64) *wire.PrefetchReport {
 	b.t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(patience)
 	for {
 		for _, r := range b.agent.prefetches.take() {
 			if r.Image == image && r.Serial == serial && r.Ended {

@@ -169,7 +169,7 @@ func (s *fakeServer) Tunnel(stream wire.Fleet_TunnelServer) error {
 // await takes reports until one satisfies found.
 func (s *fakeServer) await(t *testing.T, what string, found func(*wire.Report) bool) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(patience)
 	for {
 		select {
 		case report := <-s.reports:

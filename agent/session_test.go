@@ -131,7 +131,7 @@ func TestWorkWithoutServer(t *testing.T) {
 	s.stop()
 	b.hook = nil
 	agent, stop = b.run(s, "")
-	for deadline := time.Now().Add(10 * time.Second); b.w.happened(1) != "prepare start"; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); b.w.happened(1) != "prepare start"; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("done: %s", b.w.happened(1))
 		}
