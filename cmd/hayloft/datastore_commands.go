@@ -6,10 +6,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"hayloft/cloud"
+	"hayloft/cloud/template"
 	"hayloft/server/api"
 	"hayloft/server/api/client"
 )
@@ -81,6 +83,7 @@ func newDatastoreCommand(a *app) *cobra.Command {
 func newDatastoreCreateCommand(a *app) *cobra.Command {
 	in := input{app: a}
 	var kind, path, driver, cluster string
+	noCheck := false
 	cmd := one("create", "Make a datastore", `hayloft datastore create --name golden --type image --path /srv/golden
   hayloft datastore create --name slow --path /srv/nfs --set 'CACHE_MODE = BACK' --set 'CACHE_FILL_RATE = 20'
   hayloft datastore create --name golden-web --driver http --path https://images.example/golden
@@ -108,19 +111,69 @@ func newDatastoreCreateCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.created(cloud.KindDatastore, id)
+			if err := a.created(cloud.KindDatastore, id); err != nil {
+				return err
+			}
+			a.warnOfMisspelt(named, t)
+			if !noCheck {
+				a.warnOfStorage(ctx, c, id, storagePatience)
+			}
+			return nil
 		}))
+	cmd.Long = `Make a datastore.
+
+Attributes that a driver does not know are kept, with a warning when one looks like an option that was misspelt. The server
+asks the storage at once: when that cannot be reached or does not let it in, a warning says why, and the datastore is made
+all the same.`
 	in.register(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&kind, "type", "", "image, file or system (default image)")
 	flags.StringVar(&path, "path", "", "BASE_PATH: a directory; for other drivers a URL, SERVER:/EXPORT, a volume group, a pool")
 	flags.StringVar(&driver, "driver", "", "DS_MAD: "+strings.Join(cloud.DatastoreDriverNames(), ", ")+" (default path)")
 	flags.StringVar(&cluster, "cluster", "", "cluster, id or name")
+	flags.BoolVar(&noCheck, "no-check", false, "do not ask the storage whether it can be reached")
 	must(cmd.MarkFlagDirname("path"))
 	completeWords(cmd, "type", "image", "file", "system")
 	completeWords(cmd, "driver", cloud.DatastoreDriverNames()...)
 	a.completeFlag(cmd, "cluster", cloud.KindCluster)
 	return cmd
+}
+
+// warn says what is not as it should be, though what was asked for is done.
+func (a *app) warn(text string, args ...any) {
+	fmt.Fprintf(a.stderr, "warning: %s\n", printable(fmt.Sprintf(text, args...)))
+}
+
+// warnOfMisspelt names attributes that look like options of the driver and are none.
+func (a *app) warnOfMisspelt(name string, t template.Template) {
+	driver, err := cloud.LookupDatastoreDriver(name)
+	if err != nil {
+		return // of a newer server
+	}
+	for _, attribute := range t.Attributes {
+		if meant := driver.Misspelt(attribute.Name); meant != "" {
+			a.warn("%s is not an option of %s datastores; did you mean %s? It is kept as an attribute", attribute.Name, driver.Name, meant)
+		}
+	}
+}
+
+// storagePatience is how long the server may take to say whether it reaches a storage; itself it waits for half of that.
+const storagePatience = 10 * time.Second
+
+// warnOfStorage asks whether a datastore's storage can be reached.
+func (a *app) warnOfStorage(ctx context.Context, c *client.Client, id int, patience time.Duration) {
+	asking, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	d, err := c.Datastore(asking, strconv.Itoa(id))
+	switch {
+	case ctx.Err() != nil: // interrupted: it is made, and that was said
+	case asking.Err() != nil:
+		a.warn("datastore %d is made, but within %v nothing was heard of its storage (see \"hayloft datastore show %d\")", id, patience, id)
+	case err != nil:
+		a.warn("datastore %d is made, but whether its storage can be reached is not known: %v", id, err)
+	case d.Error != "":
+		a.warn("datastore %d is made, but cannot be used yet: %s", id, d.Error)
+	}
 }
 
 // basePath makes the path of a directory absolute; what else a driver has for its BASE_PATH stays as it is.
