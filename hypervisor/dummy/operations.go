@@ -3,14 +3,13 @@ package dummy
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/hypervisor"
+	"hayloft/hypervisor/internal/recordfile"
 	"hayloft/internal/durable"
 )
 
@@ -201,7 +200,7 @@ func (d *Driver) Remove(ctx context.Context, id int) error {
 	}
 	defer done()
 	if d.config.StateDir != "" {
-		if err := os.Remove(recordPath(d.config.StateDir, id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := recordfile.Remove(d.config.StateDir, id); err != nil {
 			return err
 		}
 	}

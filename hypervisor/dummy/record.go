@@ -1,15 +1,12 @@
 package dummy
 
 import (
-	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
 	"hayloft/hypervisor"
+	"hayloft/hypervisor/internal/recordfile"
 )
 
 // record is a simulated machine as it is on disk. Its status is a function of the record and the
@@ -77,49 +74,18 @@ func (r record) consoleText() string {
 	return b.String()
 }
 
-func recordPath(dir string, id int) string { return filepath.Join(dir, strconv.Itoa(id)+".json") }
-
-// write replaces the file at once. It is not synced: the machine it describes does not outlive a crash
-// of the host either, and a crash of the process keeps what was renamed.
-func (r record) write(dir string) error {
-	data, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	temporary := filepath.Join(dir, "."+strconv.Itoa(r.ID)+".tmp")
-	if err := os.WriteFile(temporary, data, 0o600); err != nil {
-		return err
-	}
-	if err := os.Rename(temporary, recordPath(dir, r.ID)); err != nil {
-		os.Remove(temporary)
-		return err
-	}
-	return nil
-}
+func (r record) write(dir string) error { return recordfile.Write(dir, r.ID, r) }
 
 // readRecords reads all machines of a state directory. A file that a crash of the host cut short
 // becomes a crashed machine.
 func readRecords(dir string) (map[int]record, error) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
 	records := make(map[int]record)
-	for _, e := range entries {
-		id, err := strconv.Atoi(strings.TrimSuffix(e.Name(), ".json"))
-		if err != nil || e.Name() != filepath.Base(recordPath(dir, id)) {
-			continue
-		}
-		data, err := os.ReadFile(filepath.Join(dir, e.Name()))
-		if err != nil {
-			return nil, err
-		}
-		r := record{}
-		if err := json.Unmarshal(data, &r); err != nil {
-			r = record{Status: hypervisor.Crashed, Reason: "its record is damaged: " + err.Error()}
+	err := recordfile.Each(dir, func(id int, r record, damaged error) {
+		if damaged != nil {
+			r = record{Status: hypervisor.Crashed, Reason: damaged.Error()}
 		}
 		r.ID = id
 		records[id] = r
-	}
-	return records, nil
+	})
+	return records, err
 }

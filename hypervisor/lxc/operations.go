@@ -10,6 +10,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/hypervisor"
+	"hayloft/hypervisor/internal/recordfile"
 )
 
 // Start implements hypervisor.Driver.
@@ -189,7 +190,7 @@ func (d *Driver) forget(ctx context.Context, m hypervisor.Machine) error {
 			return err
 		}
 	}
-	if err := os.Remove(recordPath(d.config.StateDir, m.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := recordfile.Remove(d.config.StateDir, m.ID); err != nil {
 		return err
 	}
 	d.mu.Lock()
