@@ -23,6 +23,7 @@ type Config struct {
 	KnownHostsFile string // "": the user's ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts
 
 	ConnectLimit time.Duration // for connecting and logging in; 0: 15 s
+	AnswerLimit  time.Duration // for opening a session, SFTP, or starting a program; 0: 60 s
 	KeepAlive    time.Duration // between two questions whether the host is there; 0: 5 s
 	DeadAfter    time.Duration // without an answer the connection is given up; 0: 15 s
 	Idle         time.Duration // after which an unused connection ends; 0: 30 s
@@ -126,7 +127,7 @@ func (c Config) withDefaults() Config {
 	for _, d := range []struct {
 		value    *time.Duration
 		standard time.Duration
-	}{{&c.ConnectLimit, 15 * time.Second}, {&c.KeepAlive, 5 * time.Second}, {&c.DeadAfter, 15 * time.Second}, {&c.Idle, 30 * time.Second}} {
+	}{{&c.ConnectLimit, 15 * time.Second}, {&c.AnswerLimit, time.Minute}, {&c.KeepAlive, 5 * time.Second}, {&c.DeadAfter, 15 * time.Second}, {&c.Idle, 30 * time.Second}} {
 		if *d.value <= 0 {
 			*d.value = d.standard
 		}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"hayloft/cloud/fault"
+	"hayloft/internal/waiting"
 )
 
 // connection is one login at a host, with what runs over it.
@@ -53,6 +54,7 @@ func (h *Host) connect(ctx context.Context) (*connection, error) {
 		return nil, fmt.Errorf("host %s: %w", h, err)
 	}
 	defer me.close()
+	defer context.AfterFunc(ctx, me.close)() // it may not answer when it is to sign
 	dialer := net.Dialer{}
 	tcp, err := dialer.DialContext(ctx, "tcp", h.at.dial())
 	if err != nil {
@@ -185,17 +187,25 @@ func (c *connection) err() error {
 const bigPacket = 255 << 10
 
 // sftp gives the one SFTP client of the connection. Whoever asks first opens it, for all: a context that ends
-// leaves it to the others.
+// leaves it to the others. A host that says nothing for too long is given up.
 func (c *connection) sftp(ctx context.Context) (*sftp.Client, error) {
+	ctx, done := waiting.On(ctx, "SFTP of host %s", c.host)
+	defer done()
 	c.opening.Do(func() {
-		c.host.wait.Go(func() {
+		limit := time.AfterFunc(c.host.config.AnswerLimit, func() {
+			c.lose(fmt.Errorf("its SFTP server has not answered for %v", c.host.config.AnswerLimit))
+		})
+		go func() { // not waited for: see open
+			defer limit.Stop()
 			c.files, c.filesErr = c.openSFTP()
 			close(c.opened)
-		})
+		}()
 	})
 	select {
 	case <-c.opened:
 		return c.files, c.filesErr
+	case <-c.done:
+		return nil, c.err()
 	case <-ctx.Done():
 		return nil, c.host.ended(ctx)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/internal/command"
+	"hayloft/internal/waiting"
 )
 
 const (
@@ -26,6 +27,7 @@ type Host struct {
 	config Config
 	at     address
 	dial   chan struct{} // holds the turn to connect
+	failed attempt       // the last one, for those who waited for it; by who has the turn
 	ctx    context.Context
 	cancel context.CancelFunc
 	wait   sync.WaitGroup
@@ -157,16 +159,32 @@ func (h *Host) take(ctx context.Context, fits func(*connection) bool) (*connecti
 	if c != nil || err != nil {
 		return c, err
 	}
+	ctx, done := waiting.On(ctx, "a connection to host %s", h)
+	defer done()
+	came := time.Now()
 	select {
 	case h.dial <- struct{}{}:
 		defer func() { <-h.dial }()
 	case <-ctx.Done():
 		return nil, h.ended(ctx)
 	}
-	if c, err = h.find(fits); c == nil && err == nil { // nobody made one while we waited
-		c, err = h.add(ctx)
+	if c, err = h.find(fits); c != nil || err != nil { // somebody made one while we waited
+		return c, err
+	}
+	if h.failed.err != nil && h.failed.began.After(came) {
+		return nil, h.failed.err // or the last of many would wait for all the others' attempts
+	}
+	began := time.Now()
+	if c, err = h.add(ctx); err != nil && ctx.Err() == nil {
+		h.failed = attempt{began, err}
 	}
 	return c, err
+}
+
+// attempt is one to connect that failed.
+type attempt struct {
+	began time.Time
+	err   error
 }
 
 // add makes a connection, with a reference on it.
@@ -298,26 +316,38 @@ func (h *Host) session(ctx context.Context) (*connection, *ssh.Session, error) {
 	}
 }
 
-// open opens a session. One that comes when its caller has left is closed again.
+// open opens a session. One that comes when its caller has left is closed again. A host that does not say yes or no in
+// time is given up.
 func (c *connection) open(ctx context.Context) (*ssh.Session, error) {
+	ctx, done := waiting.On(ctx, "a session of host %s", c.host)
+	defer done()
 	type opened struct {
 		session *ssh.Session
 		err     error
 	}
 	answer := make(chan opened)
-	c.host.wait.Go(func() {
+	left := make(chan struct{})
+	defer close(left)
+	go func() { // not waited for: the library may never answer about a connection that ended at this moment
 		session, err := c.client.NewSession()
 		select {
 		case answer <- opened{session, err}:
-		case <-ctx.Done():
+		case <-left:
 			if err == nil {
 				session.Close()
 			}
 		}
-	})
+	}()
+	limit := time.NewTimer(c.host.config.AnswerLimit)
+	defer limit.Stop()
 	select {
 	case o := <-answer:
 		return o.session, o.err
+	case <-c.done:
+		return nil, c.err()
+	case <-limit.C:
+		c.lose(fmt.Errorf("it has not opened a session within %v", c.host.config.AnswerLimit))
+		return nil, c.err()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

@@ -41,12 +41,18 @@ func newLogin(ctx context.Context, keyFile string) (login, error) {
 		var d net.Dialer
 		conn, err := d.DialContext(ctx, "unix", socket)
 		if err == nil {
+			unwatch := context.AfterFunc(ctx, func() { conn.Close() })
 			signers, err := agent.NewClient(conn).Signers()
+			unwatch()
 			if err == nil && len(signers) > 0 {
 				l.signers, l.shown, l.close = signers, append(l.shown, "the agent's keys"), func() { conn.Close() }
 			} else {
 				conn.Close()
-				l.shown = append(l.shown, "the agent (it has no key)")
+				why := "it has no key"
+				if ctx.Err() != nil {
+					why = "it does not answer"
+				}
+				l.shown = append(l.shown, "the agent ("+why+")")
 			}
 		} else {
 			l.shown = append(l.shown, "the agent (it does not answer)")

@@ -16,6 +16,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/internal/command"
+	"hayloft/internal/waiting"
 )
 
 const (
@@ -116,8 +117,11 @@ func (c *connection) startPiped(ctx context.Context, session *ssh.Session, cmd c
 	return p, nil
 }
 
-// start starts cmd in a session; without an error the session ends with the process.
+// start starts cmd in a session; without an error the session ends with the process. What has not started in time finds
+// its input closed if it does later.
 func (c *connection) start(ctx context.Context, session *ssh.Session, cmd command.Cmd) (*Process, error) {
+	ctx, done := waiting.On(ctx, "the start of %s on host %s", cmd.Name, c.host)
+	defer done()
 	text, err := line(cmd)
 	if err != nil {
 		session.Close()
@@ -143,10 +147,15 @@ func (c *connection) start(ctx context.Context, session *ssh.Session, cmd comman
 		session.Close()
 		close(p.done)
 	})
+	limit := time.NewTimer(c.host.config.AnswerLimit)
+	defer limit.Stop()
 	select {
 	case err = <-begun:
+	case <-limit.C:
+		c.host.wait.Go(func() { session.Close() }) // which may have to wait too
+		return nil, fault.Errorf(fault.Unavailable, "host %s: %s has not started within %v", c.host, cmd.Name, c.host.config.AnswerLimit)
 	case <-ctx.Done():
-		session.Close()
+		c.host.wait.Go(func() { session.Close() })
 		return nil, c.host.ended(ctx)
 	}
 	if err == nil {
@@ -193,6 +202,8 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 
 // Wait waits for the end and says what became of the program, as Host.Run does; when ctx ends first, it ends it.
 func (p *Process) Wait(ctx context.Context) error {
+	_, done := waiting.On(ctx, "the end of %s on host %s", p.cmd.Name, p.c.host)
+	defer done()
 	select {
 	case <-p.done:
 		return p.outcome()

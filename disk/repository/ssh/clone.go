@@ -23,7 +23,7 @@ func (r *Repository) CreateFrom(ctx context.Context, from, name string) (reposit
 		return nil, "", err
 	}
 	kinds := make(chan repository.CloneKind, 1)
-	w, err := r.create(ctx, name, func(l *link, w *writer) error {
+	w, err := r.create(ctx, r.limits.commit, name, func(l *link, w *writer) error {
 		kind, err := r.clone(ctx, l, from, w)
 		kinds <- kind
 		return err

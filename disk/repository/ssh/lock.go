@@ -16,6 +16,7 @@ import (
 	"hayloft/disk/repository"
 	"hayloft/internal/command"
 	"hayloft/internal/remote"
+	"hayloft/internal/waiting"
 )
 
 //go:embed lock.sh
@@ -61,9 +62,16 @@ func (r *Repository) lockNames(ctx context.Context, part, object string, names .
 		said <- line
 		_, _ = out.WriteTo(discard{})
 	}()
+	ctx, done := waiting.On(ctx, "the lock of object %s", names[0])
+	defer done()
+	limit := time.NewTimer(r.limits.answer)
+	defer limit.Stop()
 	var line string
 	select {
 	case line = <-said:
+	case <-limit.C:
+		p.Stdin.Close()
+		return nil, fault.Errorf(fault.Unavailable, "cannot be locked: the storage server has said nothing for %v", r.limits.answer)
 	case <-ctx.Done():
 		p.Stdin.Close()
 		return nil, ctx.Err()
@@ -150,24 +158,23 @@ func (l *lock) release() error {
 	return l.process.Wait(ctx)
 }
 
-// locked runs f with the object's name locked, after waiting for those who change its mark. part is removed
-// in the end.
-func (r *Repository) locked(ctx context.Context, name, part string, f func(*link, *lock) error) error {
+// locked runs f with the object's name locked, after waiting for those who change its mark.
+func (r *Repository) locked(ctx context.Context, limit time.Duration, name string, f func(*link) error) error {
 	if err := repository.CheckName(name); err != nil {
 		return err
 	}
-	return r.once(ctx, commitLimit, func(l *link) error {
-		return r.object(l, name, r.withLock(ctx, l, name, part, f))
+	return r.once(ctx, limit, func(l *link) error {
+		return r.object(l, name, r.withLock(ctx, l, name, f))
 	})
 }
 
-func (r *Repository) withLock(ctx context.Context, l *link, name, part string, f func(*link, *lock) error) error {
+func (r *Repository) withLock(ctx context.Context, l *link, name string, f func(*link) error) error {
 	limit := time.NewTimer(lockLimit)
 	defer limit.Stop()
 	for {
-		held, err := r.lockNames(ctx, part, "", name)
+		held, err := r.lockNames(ctx, "", "", name)
 		if err == nil {
-			err := f(l, held)
+			err := f(l)
 			return errors.Join(err, held.release())
 		}
 		if !fault.Is(err, fault.Busy) {

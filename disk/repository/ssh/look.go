@@ -17,8 +17,10 @@ func (r *Repository) Stat(ctx context.Context, name string) (repository.Info, er
 	if err := repository.CheckName(name); err != nil {
 		return repository.Info{}, err
 	}
+	ctx, done := r.noting(ctx, "looking at", name)
+	defer done()
 	found := make(chan repository.Info, 2) // again may run twice
-	err := r.again(ctx, answerLimit, func(l *link) error {
+	err := r.again(ctx, r.limits.answer, func(l *link) error {
 		fi, err := r.lstat(l, name)
 		if err == nil {
 			found <- repository.Info{Name: name, Size: fi.Size(), Modified: fi.ModTime()}
@@ -34,7 +36,7 @@ func (r *Repository) Stat(ctx context.Context, name string) (repository.Info, er
 // List implements repository.Repository.
 func (r *Repository) List(ctx context.Context, prefix string) ([]repository.Info, error) {
 	found := make(chan []repository.Info, 2)
-	err := r.again(ctx, commitLimit, func(l *link) error {
+	err := r.again(ctx, r.limits.commit, func(l *link) error {
 		var list []repository.Info
 		err := r.walk(ctx, l, prefix, func(name string, fi fs.FileInfo) {
 			if strings.HasPrefix(name, prefix) && fi.Mode().IsRegular() && repository.CheckName(name) == nil {
@@ -90,7 +92,7 @@ func (r *Repository) walk(ctx context.Context, l *link, prefix string, visit fun
 // Capacity implements repository.Repository.
 func (r *Repository) Capacity(ctx context.Context) (disk.Capacity, error) {
 	found := make(chan disk.Capacity, 2)
-	err := r.again(ctx, answerLimit, func(l *link) error {
+	err := r.again(ctx, r.limits.answer, func(l *link) error {
 		st, err := l.files.StatVFS(r.base)
 		if err != nil {
 			return r.object(l, ".", err)
@@ -107,7 +109,9 @@ func (r *Repository) Capacity(ctx context.Context) (disk.Capacity, error) {
 
 // Delete implements repository.Repository.
 func (r *Repository) Delete(ctx context.Context, name string) error {
-	err := r.locked(ctx, name, "", func(l *link, _ *lock) error {
+	ctx, done := r.noting(ctx, "deleting", name)
+	defer done()
+	err := r.locked(ctx, r.limits.commit, name, func(l *link) error {
 		if _, err := r.lstat(l, name); err != nil {
 			return err
 		}
@@ -125,7 +129,7 @@ func (r *Repository) Delete(ctx context.Context, name string) error {
 	if err != nil || !strings.Contains(name, "/") {
 		return err
 	}
-	return r.once(ctx, answerLimit, func(l *link) error {
+	return r.once(ctx, r.limits.answer, func(l *link) error {
 		r.removeEmptyParents(l, name)
 		return nil
 	})

@@ -67,7 +67,7 @@ func (r *Repository) writeMark(l *link, name string, m mark) error {
 		return r.full(l, err, len(text))
 	}
 	_, err = f.Write(text)
-	if err = errors.Join(err, f.Chmod(0o600), f.Sync(), f.Close()); err != nil {
+	if err = errors.Join(err, f.Chmod(0o600), l.sync(f), f.Close()); err != nil {
 		return errors.Join(r.full(l, err, len(text)), l.files.Remove(part))
 	}
 	if err := l.files.PosixRename(part, r.file(hidden(name, markSuffix))); err != nil {
@@ -82,7 +82,9 @@ func (r *Repository) Own(ctx context.Context, name string, owner repository.Owne
 	if err := repository.CheckName(name); err != nil {
 		return "", err
 	}
-	return "", r.once(ctx, commitLimit, func(l *link) error { return r.object(l, name, r.own(ctx, l, name, owner)) })
+	ctx, done := r.noting(ctx, "taking", name)
+	defer done()
+	return "", r.once(ctx, r.limits.mark, func(l *link) error { return r.object(l, name, r.own(ctx, l, name, owner)) })
 }
 
 func (r *Repository) own(ctx context.Context, l *link, name string, owner repository.Owner) (err error) {
@@ -127,7 +129,9 @@ func (l *lock) generation() uint64 {
 
 // Disown implements repository.Ownable. It is fault.WrongState while the owner has undrained writes.
 func (r *Repository) Disown(ctx context.Context, name string, owner repository.Owner) error {
-	return r.locked(ctx, name, "", func(l *link, _ *lock) error {
+	ctx, done := r.noting(ctx, "giving back", name)
+	defer done()
+	return r.locked(ctx, r.limits.mark, name, func(l *link) error {
 		m, err := r.readMark(l, name)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -167,8 +171,10 @@ func (r *Repository) Marked(ctx context.Context, name string) (repository.Mark, 
 	if err := repository.CheckName(name); err != nil {
 		return repository.Mark{}, err
 	}
+	ctx, done := r.noting(ctx, "asking who owns", name)
+	defer done()
 	found := make(chan repository.Mark, 2)
-	err := r.again(ctx, answerLimit, func(l *link) error {
+	err := r.again(ctx, r.limits.answer, func(l *link) error {
 		m, err := r.readMark(l, name)
 		if err == nil {
 			found <- m.Mark
@@ -186,7 +192,7 @@ func (r *Repository) Marked(ctx context.Context, name string) (repository.Mark, 
 
 // SetUndrained implements repository.Writable.
 func (r *Repository) SetUndrained(ctx context.Context, name string, owner repository.Owner, generation uint64, undrained bool) error {
-	return r.locked(ctx, name, "", func(l *link, _ *lock) error {
+	return r.locked(ctx, r.limits.mark, name, func(l *link) error {
 		m, err := r.held(l, name, owner, generation)
 		if err != nil || m.Undrained == undrained {
 			return err
@@ -215,7 +221,9 @@ func (r *Repository) held(l *link, name string, owner repository.Owner, generati
 // Break implements repository.Writable. An object that nobody owns is fine. The connection of the owner that still
 // writes, if there is one, is ended.
 func (r *Repository) Break(ctx context.Context, name string, acceptStale bool) error {
-	return r.locked(ctx, name, "", func(l *link, _ *lock) error {
+	ctx, done := r.noting(ctx, "giving back", name)
+	defer done()
+	return r.locked(ctx, r.limits.mark, name, func(l *link) error {
 		m, err := r.readMark(l, name)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -239,7 +247,7 @@ func (r *Repository) endFormer(ctx context.Context, l *link, session string) err
 	if session == "" {
 		return nil
 	}
-	ours, err := l.identify(ctx)
+	ours, err := r.identify(ctx, l)
 	if err != nil || sameSession(ours, session) {
 		return err
 	}

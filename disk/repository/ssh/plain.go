@@ -19,6 +19,7 @@ import (
 	"hayloft/disk/repository/ssh/plaindata"
 	"hayloft/internal/command"
 	"hayloft/internal/remote"
+	"hayloft/internal/waiting"
 )
 
 // plainIdle is how long the unencrypted way stays open with no file in use.
@@ -84,7 +85,9 @@ func (r *Repository) startPlain(ctx context.Context, l *link) (*plainWay, error)
 	if err != nil {
 		return nil, fmt.Errorf("PLAIN_DATA: %w", err)
 	}
-	port, err := handOverSecret(ctx, process, secret)
+	limited, cancel := context.WithTimeoutCause(ctx, r.limits.answer, fault.Errorf(fault.Unavailable, "the other end says nothing for %v", r.limits.answer))
+	defer cancel()
+	port, err := handOverSecret(limited, process, secret)
 	if err != nil {
 		process.Stdin.Close()
 		return nil, fmt.Errorf("PLAIN_DATA: %w", err)
@@ -98,6 +101,8 @@ func (r *Repository) startPlain(ctx context.Context, l *link) (*plainWay, error)
 
 // handOverSecret gives the other end the secret, over the encrypted connection, and takes the port.
 func handOverSecret(ctx context.Context, process *remote.Process, secret []byte) (port string, err error) {
+	ctx, done := waiting.On(ctx, "the other end of PLAIN_DATA")
+	defer done()
 	said := make(chan string, 1)
 	go func() { // ends with the process
 		_, _ = io.WriteString(process.Stdin, hex.EncodeToString(secret)+"\n")
@@ -109,7 +114,7 @@ func handOverSecret(ctx context.Context, process *remote.Process, secret []byte)
 	select {
 	case port = <-said:
 	case <-ctx.Done():
-		return "", ctx.Err()
+		return "", context.Cause(ctx)
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err == nil && n > 0 {
 		return port, nil
@@ -262,7 +267,7 @@ var _ repository.Extents = (*plainTarget)(nil)
 func (t *plainTarget) NextData(offset int64) (start, end int64, err error) {
 	found := make(chan extent, 1)
 	r := t.repository
-	err = r.on(context.Background(), t.link, answerLimit, func() error {
+	err = r.on(context.Background(), t.link, r.limits.answer, func() error {
 		return r.object(t.link, t.name, take(found, func() (int64, int64, error) { return t.plain.nextData(offset, t.size.Load()) }))
 	})
 	return given(found, err)

@@ -61,6 +61,8 @@ func (r *Repository) Open(ctx context.Context, name string) (repository.Source, 
 		return nil, err
 	}
 	s := &source{repository: r, ctx: ctx, name: name}
+	ctx, done := r.noting(ctx, "opening", name)
+	defer done()
 	o, err := s.get(ctx)
 	if r.lostMeanwhile(ctx, o, err) {
 		o, err = s.get(ctx)
@@ -117,7 +119,7 @@ func (s *source) get(ctx context.Context) (*opened, error) {
 		}
 	}
 	r := s.repository
-	o, err := hand(ctx, r, answerLimit, func(l *link) (*opened, error) {
+	o, err := hand(ctx, r, r.limits.answer, func(l *link) (*opened, error) {
 		o, err := r.openFile(ctx, l, s.name, os.O_RDONLY)
 		return o, r.object(l, s.name, err)
 	}, func(o *opened) { _ = o.close() })
@@ -127,7 +129,7 @@ func (s *source) get(ctx context.Context) (*opened, error) {
 	case s.modified.IsZero():
 		s.size, s.modified = o.info.Size(), o.info.ModTime()
 	case o.info.Size() != s.size || !o.info.ModTime().Equal(s.modified):
-		_ = r.on(ctx, o.link, answerLimit, o.close)
+		_ = r.on(ctx, o.link, r.limits.answer, o.close)
 		return nil, fault.Errorf(fault.WrongState, "%s: object %s: was changed while it was open: it had %d bytes of %s and has %d of %s", r.label, s.name,
 			s.size, s.modified.UTC().Format(time.RFC3339), o.info.Size(), o.info.ModTime().UTC().Format(time.RFC3339))
 	}
@@ -194,7 +196,7 @@ func (s *source) Close() error {
 	if !last {
 		return nil
 	}
-	return s.repository.on(context.Background(), o.link, answerLimit, o.close)
+	return s.repository.on(context.Background(), o.link, s.repository.limits.answer, o.close)
 }
 
 // with runs f on the opened object, once more on a new connection when the first is lost.
@@ -204,7 +206,7 @@ func (s *source) with(bytes int, f func(o *opened) error) error {
 		if err != nil {
 			return err
 		}
-		err = s.repository.on(s.ctx, o.link, limitFor(bytes), func() error {
+		err = s.repository.on(s.ctx, o.link, s.repository.limits.forBytes(bytes), func() error {
 			defer s.put(o)
 			return s.repository.object(o.link, s.name, f(o))
 		})

@@ -21,7 +21,9 @@ var identifyScript string
 var endScript string
 
 // identify gives the processes that carry out what we send over this connection.
-func (l *link) identify(ctx context.Context) (string, error) {
+func (r *Repository) identify(ctx context.Context, l *link) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.limits.answer)
+	defer cancel()
 	out, err := l.conn.Run(ctx, command.Cmd{Name: "sh", Args: []string{"-c", identifyScript, "hayloft-identify"}})
 	if err != nil {
 		return "", err
@@ -44,6 +46,8 @@ func sameSession(a, b string) bool {
 
 // endSession ends the processes of a former connection. fault.Busy when they do not end.
 func (r *Repository) endSession(ctx context.Context, session string) error {
+	ctx, cancel := context.WithTimeout(ctx, r.limits.answer)
+	defer cancel()
 	_, err := r.host.Run(ctx, command.Cmd{Name: "sh", Args: append([]string{"-c", endScript, "hayloft-end"}, strings.Fields(session)...)})
 	var failed *command.Error
 	if errors.As(err, &failed) {

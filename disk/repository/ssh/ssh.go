@@ -21,6 +21,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pkg/sftp"
@@ -30,6 +31,7 @@ import (
 	"hayloft/disk/repository"
 	"hayloft/disk/repository/attempt"
 	"hayloft/internal/remote"
+	"hayloft/internal/waiting"
 )
 
 // Repository implements repository.Repository, Writable, Cloner and Sweeper on a directory of another host.
@@ -39,6 +41,7 @@ type Repository struct {
 	host    *remote.Host
 	plain   bool
 	program string
+	limits  limits
 
 	mu      sync.Mutex
 	links   map[uint64]*link // of connections that live, by their id
@@ -80,21 +83,27 @@ func Connect(r disk.Repository, config remote.Config) (*Repository, error) {
 		program = "hayloft"
 	}
 	return &Repository{label: fmt.Sprintf("datastore %d (%s:%s)", r.ID, host, base), base: base, host: host,
-		plain: strings.EqualFold(plain, "YES"), program: program, links: map[uint64]*link{}, targets: map[string]int{}}, nil
+		plain: strings.EqualFold(plain, "YES"), program: program, limits: defaultLimits, links: map[uint64]*link{}, targets: map[string]int{}}, nil
 }
 
 // Close ends the connections; without it they end when they have been idle for a while.
 func (r *Repository) Close() error { return r.host.Close() }
 
-const (
-	answerLimit = 60 * time.Second // one request to a storage that is well takes far less
-	slowest     = 64 << 10         // bytes a second of a line that is still of use
-	commitLimit = 30 * time.Minute // gigabytes may be waiting to be written
-)
+// limits are how long the storage may take, before the connection is given up.
+type limits struct {
+	answer time.Duration // one request: where all is well it takes far less
+	mark   time.Duration // a lock and a few requests
+	commit time.Duration // gigabytes may be waiting to be written
+}
 
-// limitFor is how long n bytes may take.
-func limitFor(n int) time.Duration {
-	return answerLimit + time.Duration(n/slowest)*time.Second
+var defaultLimits = limits{answer: time.Minute, mark: 2 * time.Minute, commit: 30 * time.Minute}
+
+// slowest is how many bytes a second a line brings that is still of use.
+const slowest = 64 << 10
+
+// forBytes is how long n bytes may take.
+func (l limits) forBytes(n int) time.Duration {
+	return l.answer + time.Duration(n/slowest)*time.Second
 }
 
 // link is a connection in use.
@@ -102,7 +111,17 @@ type link struct {
 	conn  *remote.Conn
 	files *sftp.Client
 
+	// What is being made durable. The SFTP server answers nothing else meanwhile: it does one thing at a time.
+	syncing atomic.Int32
+
 	plain plainLink
+}
+
+// sync makes durable what is in f, however long that takes.
+func (l *link) sync(f *sftp.File) error {
+	l.syncing.Add(1)
+	defer l.syncing.Add(-1)
+	return f.Sync()
 }
 
 // connect gives a share in the connection that is there, or makes one; release ends the share.
@@ -149,22 +168,36 @@ func (r *Repository) once(ctx context.Context, limit time.Duration, f func(l *li
 	})
 }
 
-// on is once for a link that the caller, and f with it, has a share in.
+// on is once for a link that the caller, and f with it, has a share in. While the storage is at work to make something
+// durable, the limit is that of a commit.
 func (r *Repository) on(ctx context.Context, l *link, limit time.Duration, f func() error) error {
+	began := time.Now()
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	done := make(chan error, 1)
 	go func() { done <- r.heard(l, f()) }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return r.gone(ctx)
-	case <-timer.C:
-		err := fmt.Errorf("its storage has not answered for %v", limit)
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-ctx.Done():
+			return r.gone(ctx)
+		case <-timer.C:
+		}
+		lapse := time.Since(began)
+		if l.syncing.Load() > 0 && lapse < r.limits.commit {
+			timer.Reset(min(limit, r.limits.commit-lapse))
+			continue
+		}
+		err := fmt.Errorf("its storage has not answered for %v", lapse.Round(time.Second))
 		l.conn.Lose(err)
 		return fault.Errorf(fault.Unavailable, "%s: %w", r.label, err)
 	}
+}
+
+// noting has ctx know what a call does, for as long as that takes.
+func (r *Repository) noting(ctx context.Context, doing, name string) (context.Context, func()) {
+	return waiting.On(ctx, "%s object %s of %s", doing, name, r.label)
 }
 
 // heard makes errors of a lost connection what they are.
@@ -312,7 +345,7 @@ func (r *Repository) syncDir(l *link, name string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return errors.Join(l.sync(d), d.Close())
 }
 
 // removeEmptyParents tidies folders that Create made; the first that is not empty ends it.

@@ -12,7 +12,7 @@ import (
 
 // Sweep implements repository.Sweeper.
 func (r *Repository) Sweep(ctx context.Context, prefix string) error {
-	return r.once(ctx, commitLimit, func(l *link) error {
+	return r.once(ctx, r.limits.commit, func(l *link) error {
 		dead := map[string]bool{}
 		err := r.walk(ctx, l, prefix, func(file string, _ fs.FileInfo) {
 			name, isHidden := strings.CutPrefix(path.Base(file), ".")

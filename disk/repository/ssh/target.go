@@ -22,10 +22,12 @@ func (r *Repository) OpenTarget(ctx context.Context, name string, owner reposito
 	if err := repository.CheckName(name); err != nil {
 		return nil, repository.Mark{}, err
 	}
+	ctx, done := r.noting(ctx, "opening", name)
+	defer done()
 	var t *target
 	var err error
 	for attempt := 0; ; attempt++ {
-		t, err = hand(ctx, r, commitLimit, func(l *link) (*target, error) {
+		t, err = hand(ctx, r, r.limits.mark, func(l *link) (*target, error) {
 			t, err := r.openTarget(ctx, l, name, owner)
 			return t, r.object(l, name, err)
 		}, func(t *target) { _ = t.opened.close() })
@@ -60,7 +62,7 @@ func (r *Repository) openTarget(ctx context.Context, l *link, name string, owner
 		return nil, err
 	}
 	var t *target
-	err := r.withLock(ctx, l, name, "", func(l *link, _ *lock) (err error) {
+	err := r.withLock(ctx, l, name, func(l *link) (err error) {
 		m, err := check()
 		if err != nil {
 			return err
@@ -74,7 +76,7 @@ func (r *Repository) openTarget(ctx context.Context, l *link, name string, owner
 				err = errors.Join(err, o.close())
 			}
 		}()
-		ours, err := l.identify(ctx)
+		ours, err := r.identify(ctx, l)
 		if err != nil {
 			return err
 		}
@@ -144,7 +146,7 @@ func (t *target) Close() error {
 		delete(r.targets, t.name)
 	}
 	r.mu.Unlock()
-	return r.on(context.Background(), t.link, answerLimit, func() error {
+	return r.on(context.Background(), t.link, r.limits.answer, func() error {
 		defer t.opened.close()
 		select {
 		case <-t.link.conn.Done():
@@ -154,7 +156,7 @@ func (t *target) Close() error {
 		if !last {
 			return nil
 		}
-		err := r.withLock(context.Background(), t.link, t.name, "", func(l *link, _ *lock) error {
+		err := r.withLock(context.Background(), t.link, t.name, func(l *link) error {
 			m, err := r.held(l, t.name, t.mark.Owner, t.mark.Generation)
 			if err != nil || m.Session != t.session {
 				return nil // another's by now
@@ -176,7 +178,7 @@ func (t *target) ReadAt(p []byte, offset int64) (int, error) {
 	}
 	r := t.repository
 	answer := make(chan got, 1)
-	err := r.on(context.Background(), t.link, limitFor(len(p)), func() error {
+	err := r.on(context.Background(), t.link, r.limits.forBytes(len(p)), func() error {
 		var g got
 		var err error
 		if t.plain != nil {
@@ -234,7 +236,7 @@ func (t *target) fenced() error {
 
 func (t *target) WriteAt(p []byte, offset int64) (int, error) {
 	own := bytes.Clone(p) // the caller may use p again when it has left a storage that hangs
-	err := t.change(limitFor(len(p)), len(p), func() error {
+	err := t.change(t.repository.limits.forBytes(len(p)), len(p), func() error {
 		if t.plain != nil {
 			return t.plain.writeAt(own, offset)
 		}
@@ -259,7 +261,7 @@ func (t *target) Truncate(size int64) error {
 	if have := t.size.Load(); size < have {
 		return fault.Errorf(fault.Invalid, "%s: object %s: cannot be cut from %d to %d bytes", t.repository.label, t.name, have, size)
 	}
-	err := t.change(answerLimit, 0, func() error {
+	err := t.change(t.repository.limits.answer, 0, func() error {
 		fi, err := t.file.Stat()
 		if err != nil || fi.Size() >= size {
 			return err
@@ -281,7 +283,7 @@ func (t *target) Discard(offset, length int64) error {
 	if length <= 0 {
 		return nil
 	}
-	return t.change(commitLimit, 0, func() error {
+	return t.change(t.repository.limits.commit, 0, func() error {
 		if t.plain != nil {
 			if err := t.plain.punch(offset, length); !fault.Is(err, fault.Unsupported) {
 				return err
@@ -316,9 +318,9 @@ func (t *target) writeZeros(offset, length int64) error {
 
 func (t *target) Sync() error {
 	var begun atomic.Bool
-	err := t.change(commitLimit, 0, func() error {
+	err := t.change(t.repository.limits.commit, 0, func() error {
 		begun.Store(true)
-		return t.file.Sync()
+		return t.link.sync(t.file)
 	})
 	if err != nil && !begun.Load() {
 		return &repository.NotBegun{Err: err}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/pkg/sftp"
 
@@ -22,7 +23,7 @@ import (
 
 // Create implements repository.Repository. The writer ends with the connection that it was made on.
 func (r *Repository) Create(ctx context.Context, name string) (repository.Writer, error) {
-	w, err := r.create(ctx, name, func(l *link, w *writer) error {
+	w, err := r.create(ctx, r.limits.mark, name, func(l *link, w *writer) error {
 		file, err := l.files.OpenFile(r.file(w.part), os.O_RDWR|os.O_CREATE|os.O_EXCL)
 		if err != nil {
 			return err
@@ -37,11 +38,13 @@ func (r *Repository) Create(ctx context.Context, name string) (repository.Writer
 }
 
 // create makes a writer whose hidden file make opens.
-func (r *Repository) create(ctx context.Context, name string, make func(*link, *writer) error) (*writer, error) {
+func (r *Repository) create(ctx context.Context, limit time.Duration, name string, make func(*link, *writer) error) (*writer, error) {
 	if err := repository.CheckName(name); err != nil {
 		return nil, err
 	}
-	return hand(ctx, r, commitLimit, func(l *link) (*writer, error) {
+	ctx, done := r.noting(ctx, "making", name)
+	defer done()
+	return hand(ctx, r, limit, func(l *link) (*writer, error) {
 		w, err := r.begin(ctx, l, name, make)
 		return w, r.object(l, name, r.full(l, err, 0))
 	}, func(w *writer) { _ = w.drop() })
@@ -160,7 +163,7 @@ type writer struct {
 // do runs f on the writer's connection.
 func (w *writer) do(ctx context.Context, bytes int, f func() error) error {
 	r := w.repository
-	return r.on(ctx, w.link, limitFor(bytes), func() error {
+	return r.on(ctx, w.link, r.limits.forBytes(bytes), func() error {
 		return r.object(w.link, w.name, r.full(w.link, f(), bytes))
 	})
 }
@@ -214,7 +217,7 @@ func (w *writer) SetSize(size int64) error {
 
 func (w *writer) Commit(ctx context.Context) error {
 	r := w.repository
-	return r.on(ctx, w.link, commitLimit, func() error {
+	return r.on(ctx, w.link, r.limits.commit, func() error {
 		w.ending.Lock()
 		defer w.ending.Unlock()
 		if w.ended {
@@ -228,7 +231,7 @@ func (w *writer) Commit(ctx context.Context) error {
 // another's object, not even when the lock was lost and the request comes late.
 func (w *writer) commit() error {
 	r, l := w.repository, w.link
-	if err := w.file.Sync(); err != nil {
+	if err := l.sync(w.file); err != nil {
 		return err
 	}
 	if err := w.lock.lost(); err != nil {
@@ -248,7 +251,7 @@ func (w *writer) commit() error {
 
 func (w *writer) Abort() error {
 	r := w.repository
-	return r.on(context.Background(), w.link, answerLimit, func() error {
+	return r.on(context.Background(), w.link, r.limits.answer, func() error {
 		w.ending.Lock()
 		defer w.ending.Unlock()
 		if w.ended {
