@@ -2,7 +2,6 @@ package blockd
 
 import (
 	"context"
-	"io"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk"
@@ -58,7 +57,7 @@ func (x *exported) openDirectFirst(ctx context.Context, back *undo.Stack) error 
 			return err
 		}
 		back.Push(x.closeDevice)
-		x.setDirect(r)
+		x.setReader(r)
 		if err := r.first(ctx); err != nil {
 			return err
 		}
@@ -102,7 +101,7 @@ func (x *exported) openDirectAgain() error {
 			return s.errorf(err)
 		}
 		r.size.Store(x.record.SourceSize)
-		x.setDirect(r)
+		x.setReader(r)
 		x.door.open(x.directDevice(r, nil))
 		return nil
 	}
@@ -120,9 +119,9 @@ func (x *exported) openDirectAgain() error {
 	return nil
 }
 
-func (x *exported) setDirect(c io.Closer) {
+func (x *exported) setReader(r *reader) {
 	x.mu.Lock()
-	x.direct = c
+	x.reader = r
 	x.mu.Unlock()
 }
 
@@ -141,13 +140,13 @@ func (x *exported) directDevice(r sized, target *source) *direct {
 // closeDirect closes what a read-only export has open.
 func (x *exported) closeDirect() error {
 	x.mu.Lock()
-	c := x.direct
-	x.direct = nil
+	r := x.reader
+	x.reader = nil
 	x.mu.Unlock()
-	if c == nil {
+	if r == nil {
 		return nil
 	}
-	return c.Close()
+	return r.Close()
 }
 
 func (d *Daemon) directReader(s DirectSpec) (*reader, error) {

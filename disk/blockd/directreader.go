@@ -19,6 +19,7 @@ type reader struct {
 	size       atomic.Int64
 	ctx        context.Context // of what is opened
 	cancel     context.CancelFunc
+	trouble    trouble
 
 	mu     sync.Mutex
 	source *openSource // nil: not open
@@ -82,9 +83,11 @@ func (r *reader) get() (*openSource, error) {
 func (r *reader) with(f func(repository.Source) error) error {
 	src, err := r.get()
 	if err != nil {
+		r.trouble.heard(err)
 		return err
 	}
 	err = f(src.Source)
+	r.trouble.heard(err)
 	r.mu.Lock()
 	src.users--
 	if fault.Is(err, fault.Unavailable) && r.source == src {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -48,7 +47,7 @@ type exported struct {
 	recorder *recorder
 	volume   cache.Volume
 	source   *source
-	direct   io.Closer // what a read-only image is read from
+	reader   *reader // what a read-only image is read from
 }
 
 func newExported(d *Daemon, r exportRecord) *exported {
@@ -340,8 +339,13 @@ func (x *exported) status() ExportStatus {
 		v := x.volume.Status()
 		s.Volume = &v
 	}
-	if x.err != nil {
+	switch {
+	case x.err != nil:
 		s.Error = x.err.Error()
+	case x.source != nil:
+		s.Error = x.source.trouble.text()
+	case x.reader != nil:
+		s.Error = x.reader.trouble.text()
 	}
 	return s
 }

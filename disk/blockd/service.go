@@ -115,5 +115,7 @@ type ExportStatus struct {
 	Read        int64               `json:"read"` // bytes that the machine read and wrote
 	Written     int64               `json:"written"`
 	Volume      *cache.VolumeStatus `json:"volume,omitempty"`
-	Error       string              `json:"error,omitempty"` // why it cannot be served after a restart; it is tried again
+	// Error is why it cannot be served after a restart, or why its repository could not be reached when it was last asked; both
+	// are tried again.
+	Error string `json:"error,omitempty"`
 }

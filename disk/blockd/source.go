@@ -23,6 +23,7 @@ type source struct {
 	size       atomic.Int64    // never more than keep was told: what lies beyond is taken for zeros after a restart
 	ctx        context.Context // of what is opened
 	cancel     context.CancelFunc
+	trouble    trouble
 
 	mu     sync.Mutex
 	target *opened // nil: not open
@@ -100,9 +101,11 @@ func (s *source) get() (*opened, error) {
 func (s *source) with(f func(repository.Target) error) error {
 	target, err := s.get()
 	if err != nil {
+		s.trouble.heard(err)
 		return err
 	}
 	err = f(target.Target)
+	s.trouble.heard(err)
 	s.mu.Lock()
 	target.users--
 	if fault.Is(err, fault.Unavailable) && s.target == target {

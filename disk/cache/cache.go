@@ -82,10 +82,11 @@ type Limit interface {
 type BaseStatus struct {
 	Present, Total int64
 	Complete       bool
-	Fetched        int64 // from the repository, since it was opened
-	Donated        int64 // from other images of this host
-	Hits, Misses   int64 // chunks asked for by readers
-	Evicted        int64 // bytes
+	Fetched        int64  // from the repository, since it was opened
+	Donated        int64  // from other images of this host
+	Hits, Misses   int64  // chunks asked for by readers
+	Evicted        int64  // bytes
+	Error          string // why the repository could not be reached when it was last asked
 }
 
 // VolumeConfig is what a Volume is opened with. All its files are in Dir and belong to it.

@@ -141,11 +141,14 @@ func baseCache(d diskRecord, status blockd.Status, bases []disk.Base) disk.Cache
 	for _, b := range status.Bases {
 		if b.Digest == d.Digest {
 			c.Cached, c.Total = b.Status.Present, b.Status.Total
+			if d.Export != nil {
+				c.Error = b.Status.Error
+			}
 		}
 	}
 	for _, e := range status.Exports {
 		if d.Export != nil && e.Name == d.Export.Name {
-			c.Error = e.Error
+			c.Error = cmp.Or(e.Error, c.Error)
 		}
 	}
 	return c

@@ -81,7 +81,7 @@ type base struct {
 
 	buffers sync.Pool // of maxRun bytes
 	gate    *gate
-	away    atomic.Bool // the repository is known to be unavailable
+	away    atomic.Pointer[string] // why the repository could not be reached when it was last asked
 	source  source
 	kinOf   func() kin
 
@@ -149,6 +149,9 @@ func (b *base) Status() cache.BaseStatus {
 	for i := range b.shard {
 		s.Hits += b.shard[i].hits.Load()
 		s.Misses += b.shard[i].misses.Load()
+	}
+	if why := b.away.Load(); why != nil {
+		s.Error = *why
 	}
 	return s
 }

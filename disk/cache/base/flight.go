@@ -236,7 +236,7 @@ func (b *base) fetchPatiently(f *flight, i, n int) error {
 		read, broken, err := b.source.read(p, offset)
 		b.fetched.Add(int64(read))
 		if err == nil {
-			if b.away.Load() && b.away.CompareAndSwap(true, false) {
+			if b.away.Load() != nil && b.away.Swap(nil) != nil {
 				b.log.Info("repository answers again", "image", b.name)
 			}
 			return nil
@@ -247,7 +247,8 @@ func (b *base) fetchPatiently(f *flight, i, n int) error {
 		if b.ctx.Err() != nil || !fault.Is(err, fault.Unavailable) {
 			return err
 		}
-		if b.away.CompareAndSwap(false, true) {
+		why := err.Error()
+		if b.away.Swap(&why) == nil {
 			b.log.Warn("repository is unavailable", "image", b.name, "error", err)
 		}
 		left := time.Until(f.since.Add(b.patience))
