@@ -219,7 +219,7 @@ func TestGivenUpInTheMiddle(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			begun := make(chan struct{})
-			c := dial(t, fake(t, 16<<20, flagHasFlags, false, tt.server(begun), good), Dialer{Patience: 10 * time.Second})
+			c := dial(t, fake(t, 16<<20, flagHasFlags, false, tt.server(begun), good), Dialer{Patience: longest})
 			ctx, cancel := context.WithCancel(t.Context())
 			go func() {
 				<-begun
@@ -367,7 +367,7 @@ func TestLyingServer(t *testing.T) {
 				}
 			}
 			good := bytesOf(uint32(magicStructured), uint16(1), uint16(replyData), uint64(2), uint32(18), uint64(10), "abcdefghij")
-			c := dial(t, fake(t, 100, flagHasFlags, true, answer(lie), answer(good)), Dialer{Patience: 5 * time.Second})
+			c := dial(t, fake(t, 100, flagHasFlags, true, answer(lie), answer(good)), Dialer{Patience: longest})
 			p := make([]byte, 10)
 			if err := c.Read(t.Context(), p, 10); !fault.Is(err, fault.Corrupt) {
 				t.Fatal(err)
@@ -417,7 +417,7 @@ func TestReconnect(t *testing.T) {
 	m := newMemory(1 << 20)
 	path := filepath.Join(t.TempDir(), "s")
 	s := serveAt(t, path, m, named())
-	c := dial(t, path, Dialer{Patience: 20 * time.Second})
+	c := dial(t, path, Dialer{Patience: longest})
 	stopped := make(chan struct{})
 	var writers sync.WaitGroup
 	for i := range 4 {
@@ -461,7 +461,7 @@ func TestPatience(t *testing.T) {
 	s.stop()
 	begun := time.Now()
 	err := c.Read(t.Context(), make([]byte, 10), 0)
-	if took := time.Since(begun); !fault.Is(err, fault.Unavailable) || took < 150*time.Millisecond || took > 5*time.Second {
+	if took := time.Since(begun); !fault.Is(err, fault.Unavailable) || took < 150*time.Millisecond || took > longest {
 		t.Errorf("%v after %v", err, took)
 	}
 	os.Remove(path)
@@ -474,7 +474,7 @@ func TestPatience(t *testing.T) {
 func TestOtherSize(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	s := serveAt(t, path, newMemory(100), named())
-	c := dial(t, path, Dialer{Patience: 100 * time.Millisecond})
+	c := dial(t, path, Dialer{Patience: 3 * time.Second})
 	s.stop()
 	os.Remove(path)
 	serveAt(t, path, newMemory(200), named())

@@ -170,7 +170,7 @@ func serveAt(t testing.TB, path string, device export.Device, config Config) *se
 		select {
 		case err := <-done:
 			return err
-		case <-time.After(10 * time.Second):
+		case <-time.After(longest):
 			t.Error("the server does not stop")
 			return io.ErrNoProgress
 		}

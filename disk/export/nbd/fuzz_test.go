@@ -110,7 +110,7 @@ func pair(t testing.TB) (*net.UnixConn, *net.UnixConn) {
 			t.Fatal(err)
 		}
 		conns[i] = conn.(*net.UnixConn)
-		_ = conns[i].SetDeadline(time.Now().Add(10 * time.Second))
+		_ = conns[i].SetDeadline(time.Now().Add(longest))
 	}
 	return conns[0], conns[1]
 }

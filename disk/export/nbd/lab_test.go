@@ -246,7 +246,7 @@ func TestClientOfPeers(t *testing.T) {
 			socket := filepath.Join(t.TempDir(), "s")
 			program, args := start(path, socket)
 			server := daemon(t, socket, program, args...)
-			c := dial(t, socket, Dialer{Patience: 10 * time.Second})
+			c := dial(t, socket, Dialer{Patience: longest})
 			got := make([]byte, len(want))
 			if _, err := c.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
 				t.Fatal("other bytes", err)

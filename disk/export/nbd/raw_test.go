@@ -23,7 +23,7 @@ func dialRaw(t testing.TB, path string) *raw {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.SetDeadline(time.Now().Add(longest))
 	return &raw{t, conn}
 }
 

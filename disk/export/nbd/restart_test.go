@@ -51,7 +51,7 @@ func startServer(t *testing.T, file, socket string) *exec.Cmd {
 	_ = os.Remove(socket)
 	t.Setenv(envFile, file)
 	t.Setenv(envSocket, socket)
-	return daemon(t, socket, os.Args[0], "-test.run=^TestServerProcess$", "-test.timeout=60s")
+	return daemon(t, socket, os.Args[0], "-test.run=^TestServerProcess$", "-test.timeout=10m")
 }
 
 // TestKill: qemu-io writes and verifies while the server is killed and started again, and notices nothing.
@@ -68,7 +68,7 @@ func TestKill(t *testing.T) {
 	}
 	defer content.Close()
 	server := startServer(t, file, socket)
-	image := fmt.Sprintf("driver=raw,file.driver=nbd,file.server.type=unix,file.server.path=%s,file.export=disk,file.reconnect-delay=20", socket)
+	image := fmt.Sprintf("driver=raw,file.driver=nbd,file.server.type=unix,file.server.path=%s,file.export=disk,file.reconnect-delay=120", socket)
 	program := exec.CommandContext(t.Context(), "qemu-io", "--image-opts", image)
 	program.WaitDelay = time.Second
 	in, err := program.StdinPipe()
