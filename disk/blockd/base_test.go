@@ -320,7 +320,7 @@ func TestCallsEndWithTheDaemon(t *testing.T) {
 		if err == nil {
 			t.Error("everything was fetched at once")
 		}
-	case <-time.After(5 * time.Second): // all of it would take longer
+	case <-time.After(patience):
 		t.Error("goes on after the daemon")
 	}
 	class(t, "call after the end", d.Preload(t.Context(), Preload{Digest: img.Digest}, nil), fault.Unavailable)

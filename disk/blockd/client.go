@@ -60,7 +60,7 @@ func (c *Client) call(ctx context.Context, method string, arguments call, report
 			return r, r.Error.err()
 		}
 		if ctx.Err() != nil {
-			return r, ctx.Err()
+			return r, c.ended(ctx)
 		}
 		if err != nil && !unreachable(err) {
 			return r, err
@@ -72,6 +72,16 @@ func (c *Client) call(ctx context.Context, method string, arguments call, report
 			return r, err
 		}
 	}
+}
+
+// ended is the error of a call whose context has ended: why nobody answers, where that is known.
+func (c *Client) ended(ctx context.Context) error {
+	if c.patient {
+		if err := c.wait(ctx); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
 }
 
 func (c *Client) ask(ctx context.Context, method string, arguments call, report func(done, total int64)) (reply, error) {

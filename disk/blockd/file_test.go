@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -34,7 +33,7 @@ func TestFileAndBlockDevice(t *testing.T) {
 	must(t, c.Export(t.Context(), device))
 	defer func() {
 		if t.Failed() {
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			defer cancel()
 			_ = errors.Join(c.Unexport(ctx, "1.0"), c.Unexport(ctx, "1.1"))
 		}
@@ -102,7 +101,7 @@ func TestEndsWithRequestsUnderWay(t *testing.T) {
 		e.Kind = kind
 		must(t, c.Export(t.Context(), e))
 		defer func() {
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			defer cancel()
 			if err := c.Unexport(ctx, e.Name); err != nil {
 				t.Error(err)
@@ -129,11 +128,7 @@ func TestEndsWithRequestsUnderWay(t *testing.T) {
 		text, _ := os.ReadFile(filepath.Join(b.config.StateDir, LogFile))
 		return bytes.Count(text, []byte("repository is unavailable")) >= len(readers)
 	})
-	began := time.Now()
-	end(t, statusOf(t, c).PID, unix.SIGTERM)
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("it ended after %v", took)
-	}
+	end(t, statusOf(t, c).PID, unix.SIGTERM) // or they would wait for as long as the repository is away
 	must(t, os.Rename(b.repo.Path+".away", b.repo.Path))
 	for range readers {
 		if err := <-done; err != nil {

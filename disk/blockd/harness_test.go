@@ -47,7 +47,7 @@ func newBench(t testing.TB) *bench {
 			t.Fatal(err)
 		}
 	}
-	b.config = Config{StateDir: filepath.Join(dir, "state"), Version: "test", Log: logOf(t), Open: b.open, Patience: 20 * time.Second}
+	b.config = Config{StateDir: filepath.Join(dir, "state"), Version: "test", Log: logOf(t), Open: b.open, Patience: patience}
 	return b
 }
 
@@ -239,10 +239,13 @@ func readAll(t testing.TB, c *nbd.Client) []byte {
 	return b
 }
 
+// patience is how long tests wait for what must come, on a machine with much else to do.
+const patience = 2 * time.Minute
+
 // eventually waits for what comes about without our doing.
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !f(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(patience); !f(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%s did not come about", what)
 		}

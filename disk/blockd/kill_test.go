@@ -40,7 +40,7 @@ func killer(t testing.TB, k *Keeper, n int, acknowledged *atomic.Int64) (done ch
 	go func() {
 		defer close(done)
 		for range n {
-			for end, before := time.Now().Add(30*time.Second), acknowledged.Load(); acknowledged.Load() < before+between; time.Sleep(time.Millisecond) {
+			for end, before := time.Now().Add(patience), acknowledged.Load(); acknowledged.Load() < before+between; time.Sleep(time.Millisecond) {
 				if time.Now().After(end) {
 					t.Error("nothing is acknowledged any more")
 					return
@@ -58,7 +58,7 @@ func killer(t testing.TB, k *Keeper, n int, acknowledged *atomic.Int64) (done ch
 
 // killOnce kills the process and returns when the next one answers.
 func killOnce(k *Keeper) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	before, err := k.Client().Status(ctx)
 	if err != nil {
@@ -143,7 +143,7 @@ func TestKilledWhileWritten(t *testing.T) {
 				}
 			}
 			same(t, "on the host", readAll(t, dial(t, e.Path)), want)
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			must(t, k.Client().Settle(ctx, "12.0", nil))
 			same(t, "in the repository", b.inRepository(img), want)
@@ -169,7 +169,7 @@ func same(t testing.TB, where string, got, want []byte) {
 // were acknowledged. The client asks again what was not answered.
 func writeUntil(t testing.TB, done <-chan struct{}, path string, acks acknowledged, w, writers, blocks int) int {
 	ctx := context.Background()
-	c, err := nbd.Dialer{Patience: time.Minute, Log: logOf(t)}.Dial(ctx, "unix", path, "")
+	c, err := nbd.Dialer{Patience: patience, Log: logOf(t)}.Dial(ctx, "unix", path, "")
 	if err != nil {
 		t.Error(err)
 		return 0
@@ -226,7 +226,7 @@ func TestKilledWhileFilled(t *testing.T) {
 	for w := range 3 {
 		group.Go(func() {
 			ctx := context.Background()
-			c, err := nbd.Dialer{Patience: time.Minute, Log: logOf(t)}.Dial(ctx, "unix", e.Path, "")
+			c, err := nbd.Dialer{Patience: patience, Log: logOf(t)}.Dial(ctx, "unix", e.Path, "")
 			if err != nil {
 				t.Error(err)
 				return
@@ -250,7 +250,7 @@ func TestKilledWhileFilled(t *testing.T) {
 		})
 	}
 	group.Wait()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	must(t, k.Client().Preload(ctx, Preload{Digest: img.Digest, All: true}, nil))
 	if !bytes.Equal(readAll(t, dial(t, e.Path)), want) {
@@ -293,7 +293,7 @@ func TestQEMUGoesOn(t *testing.T) {
 				}
 			}
 			q.quit()
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			must(t, k.Client().Settle(ctx, "12.0", nil))
 			same(t, "in the repository", b.inRepository(img), want)
@@ -312,7 +312,7 @@ type qemu struct {
 
 func startQEMU(t testing.TB, socket string) *qemu {
 	t.Helper()
-	cmd := exec.Command("qemu-io", "--image-opts", "driver=nbd,server.type=unix,server.path="+socket+",reconnect-delay=60")
+	cmd := exec.Command("qemu-io", "--image-opts", "driver=nbd,server.type=unix,server.path="+socket+",reconnect-delay=120")
 	in, err := cmd.StdinPipe()
 	must(t, err)
 	out, err := cmd.StdoutPipe()
@@ -324,7 +324,7 @@ func startQEMU(t testing.TB, socket string) *qemu {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	limit := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
+	limit := time.AfterFunc(5*patience, func() { _ = cmd.Process.Kill() })
 	t.Cleanup(func() { limit.Stop() })
 	_, err = q.said()
 	must(t, err)

@@ -84,7 +84,7 @@ func keeperOf(t testing.TB, c KeeperConfig) (k *Keeper, stop func()) {
 func askOnce(stateDir string) (Status, error) {
 	c := NewClient(stateDir)
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	return c.Status(ctx)
 }
@@ -98,7 +98,7 @@ func end(t testing.TB, pid int, signal unix.Signal) {
 	}
 	defer unix.Close(fd)
 	must(t, unix.PidfdSendSignal(fd, signal, nil, 0))
-	if !endedWithin(fd, 20*time.Second) {
+	if !endedWithin(fd, patience) {
 		t.Errorf("process %d does not end", pid)
 	}
 	_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
@@ -116,7 +116,7 @@ func endedWithin(fd int, limit time.Duration) bool {
 
 func statusOf(t testing.TB, s Service) Status {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	status, err := s.Status(ctx)
 	must(t, err)
@@ -185,7 +185,7 @@ func TestKeeperOfWhatCannotStart(t *testing.T) {
 		defer k.mu.Unlock()
 		return k.trouble != nil
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second) // so that it is asked once at least
 	defer cancel()
 	_, err := k.Client().Status(ctx)
 	class(t, "ask", err, fault.Unavailable)
@@ -212,7 +212,7 @@ func TestProcessEndsWhenIdle(t *testing.T) {
 	c := NewClient(b.config.StateDir)
 	must(t, c.Unexport(t.Context(), "1.0"))
 	c.Close()
-	if !endedWithin(fd, 20*time.Second) {
+	if !endedWithin(fd, patience) {
 		t.Fatal("goes on for nobody")
 	}
 	if exists(socketOf(b.config.StateDir)) {
