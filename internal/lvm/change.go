@@ -23,6 +23,7 @@ type New struct {
 	Size        int64 // bytes, rounded up to whole extents
 	Pool        string
 	Origin      string
+	Chunk       int64 // bytes that a copy-on-write snapshot copies at once, see SnapshotSpace; 0: LVM's default
 	Tags        []string
 	// Private keeps it from being activated by anybody who does not ask for just that (activation skip).
 	Private bool
@@ -53,6 +54,9 @@ func (t Tools) Create(ctx context.Context, n New) error {
 	}
 	switch {
 	case n.Origin != "" && n.Size > 0:
+		if n.Chunk > 0 {
+			args = append(args, "-c", strconv.FormatInt(n.Chunk>>10, 10)+"k")
+		}
 		args = append(args, "-s", "-L", bytesArg(n.Size), n.Group+"/"+n.Origin)
 	case n.Origin != "":
 		args = append(args, "-s", n.Group+"/"+n.Origin)

@@ -44,7 +44,7 @@ const report = `  {
                   {"vg_name":"vg","lv_name":"a","lv_uuid":"u1","lv_size":"8388608","lv_tags":"hayloft,hayloft.name=a","lv_attr":"-wi-ao---k","pool_lv":"","origin":"","origin_uuid":"","data_percent":"","metadata_percent":"","chunk_size":"0","lv_metadata_size":""},
                   {"vg_name":"vg","lv_name":"pool","lv_uuid":"u2","lv_size":"104857600","lv_tags":"","lv_attr":"twi-aotz--","pool_lv":"","origin":"","origin_uuid":"","data_percent":"25.00","metadata_percent":"10.94","chunk_size":"65536","lv_metadata_size":"4194304"},
                   {"vg_name":"vg","lv_name":"thin","lv_uuid":"u3","lv_size":"52428800","lv_tags":"","lv_attr":"Vwi---tz-k","pool_lv":"pool","origin":"base","origin_uuid":"u9","data_percent":"","metadata_percent":"","chunk_size":"0","lv_metadata_size":""},
-                  {"vg_name":"vg","lv_name":"snap","lv_uuid":"u4","lv_size":"4194304","lv_tags":"","lv_attr":"swi-s-s---","pool_lv":"","origin":"a","origin_uuid":"u1","data_percent":"50.00","metadata_percent":"","chunk_size":"4096","lv_metadata_size":""}
+                  {"vg_name":"vg","lv_name":"snap","lv_uuid":"u4","lv_size":"4194304","lv_tags":"","lv_attr":"swi-s-s---","pool_lv":"","origin":"a","origin_uuid":"u1","origin_size":"8388608","data_percent":"50.00","metadata_percent":"","chunk_size":"4096","lv_metadata_size":""}
               ]
           }
       ]
@@ -70,7 +70,7 @@ func TestReport(t *testing.T) {
 	if !thin.Thin || thin.Active || thin.Pool != "pool" || thin.Origin != "base" || thin.OriginUUID != "u9" || thin.Taken() != 0 {
 		t.Errorf("%+v", thin)
 	}
-	if !snap.Snapshot || !snap.Suspended || snap.Thin || snap.Origin != "a" {
+	if !snap.Snapshot || !snap.Suspended || snap.Thin || snap.Origin != "a" || snap.OriginSize != 8<<20 || snap.Size != 4<<20 {
 		t.Errorf("%+v", snap)
 	}
 }
@@ -158,7 +158,7 @@ func TestCommands(t *testing.T) {
 		tools.Create(t.Context(), New{Group: "vg", Name: "thick", Size: 1000, Tags: []string{"a=b"}, Private: true}),
 		tools.Create(t.Context(), New{Group: "vg", Name: "thin", Size: 512, Pool: "p", Inactive: true}),
 		tools.Create(t.Context(), New{Group: "vg", Name: "snap", Origin: "thin"}),
-		tools.Create(t.Context(), New{Group: "vg", Name: "cow", Origin: "thick", Size: 512}),
+		tools.Create(t.Context(), New{Group: "vg", Name: "cow", Origin: "thick", Size: 512, Chunk: 64 << 10}),
 		tools.Retag(t.Context(), "vg", []string{"a", "b"}, []string{"x"}, []string{"y"}),
 		tools.Retag(t.Context(), "vg", []string{"a"}, nil, nil),
 		tools.Rename(t.Context(), "vg", "a", "b"),
@@ -171,7 +171,7 @@ func TestCommands(t *testing.T) {
 		"lvcreate --config devices { } -y -n thick --addtag a=b -k y -K -a y -W n -Z n --type linear -L 1024b vg",
 		"lvcreate --config devices { } -y -n thin -k n -a n -W n --type thin -V 512b --thinpool p vg",
 		"lvcreate --config devices { } -y -n snap -k n -a y -s vg/thin",
-		"lvcreate --config devices { } -y -n cow -k n -a y -s -L 512b vg/thick",
+		"lvcreate --config devices { } -y -n cow -k n -a y -c 64k -s -L 512b vg/thick",
 		"lvchange --config devices { } --deltag y --addtag x vg/a vg/b",
 		"lvrename --config devices { } vg a b",
 	}
@@ -214,6 +214,18 @@ func TestPoolGeometry(t *testing.T) {
 		if chunk < 64<<10 || chunk > 1<<30 || chunk&(chunk-1) != 0 || metadata < size/chunk*64 || metadata > maxMetadata {
 			t.Errorf("%d: chunk %d, metadata %d", size, chunk, metadata)
 		}
+	}
+}
+
+func TestSnapshotSpace(t *testing.T) {
+	const chunk = 64 << 10
+	for chunks, want := range map[int64]int64{0: 2, 1: 3, 4095: 4097, 4096: 4099, 4097: 4100, 8192: 8196} { // a chunk has notes of 4096
+		if got := SnapshotSpace(chunks*chunk, chunk) / chunk; got != want+(want+63)/64 {
+			t.Errorf("%d chunks need %d, not %d and a 64th", chunks, got, want)
+		}
+	}
+	if SnapshotSpace(chunk+1, chunk) != SnapshotSpace(2*chunk, chunk) {
+		t.Error("a part of a chunk is one")
 	}
 }
 

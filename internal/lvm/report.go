@@ -32,10 +32,11 @@ type Volume struct {
 	Pool              string // of a thin volume
 	Origin            string // of a snapshot, thin or not, while it is there
 	OriginUUID        string
-	Thin              bool // a thin volume, snapshots of such ones among them
-	IsPool            bool // a thin pool
-	Snapshot          bool // a copy-on-write snapshot that is not thin
-	IsOrigin          bool // snapshots that are not thin stand on it
+	OriginSize        int64 // of a copy-on-write snapshot: how long it is; its Size is what it has for changes
+	Thin              bool  // a thin volume, snapshots of such ones among them
+	IsPool            bool  // a thin pool
+	Snapshot          bool  // a copy-on-write snapshot that is not thin
+	IsOrigin          bool  // snapshots that are not thin stand on it
 	Active            bool
 	Open              bool // somebody has its device open
 	Suspended         bool // reads and writes hang: LVM died between two steps
@@ -70,7 +71,7 @@ func (v Volume) Has(tag string) bool {
 
 const (
 	groupFields  = "vg_name,vg_uuid,vg_size,vg_free,vg_extent_size,vg_tags,vg_attr"
-	volumeFields = "vg_name,lv_name,lv_uuid,lv_size,lv_tags,lv_attr,pool_lv,origin,origin_uuid,data_percent,metadata_percent,chunk_size,lv_metadata_size"
+	volumeFields = "vg_name,lv_name,lv_uuid,lv_size,lv_tags,lv_attr,pool_lv,origin,origin_uuid,origin_size,data_percent,metadata_percent,chunk_size,lv_metadata_size"
 )
 
 // Groups lists the volume groups of the host.
@@ -163,7 +164,7 @@ func (r row) volume() (Volume, error) {
 		Open:    at(attr, 5) == 'o',
 		Broken:  state == 'I' || state == 'S' || strings.IndexByte("pFDM", health) >= 0,
 		Zeroing: at(attr, 7) == 'z'}
-	if err := r.numbers(map[string]*int64{"lv_size": &v.Size, "chunk_size": &v.Chunk, "lv_metadata_size": &v.Metadata}); err != nil {
+	if err := r.numbers(map[string]*int64{"lv_size": &v.Size, "origin_size": &v.OriginSize, "chunk_size": &v.Chunk, "lv_metadata_size": &v.Metadata}); err != nil {
 		return v, err
 	}
 	for name, to := range map[string]*float64{"data_percent": &v.DataPercent, "metadata_percent": &v.MetadataPercent} {

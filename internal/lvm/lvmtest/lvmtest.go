@@ -15,6 +15,7 @@ import (
 	"sync"
 
 	"hayloft/internal/command"
+	"hayloft/internal/lvm"
 )
 
 // Host is a host with one volume group. Safe for concurrent use.
@@ -34,7 +35,8 @@ type Host struct {
 
 type volume struct {
 	uuid                       string
-	size, metadata             int64
+	size, metadata             int64 // size: of a copy-on-write snapshot what it has for changes
+	shown                      int64 // of a copy-on-write snapshot: how long it is
 	tags                       []string
 	pool, origin               string
 	isPool, active, open, skip bool
@@ -126,7 +128,7 @@ func parse(args []string) arguments {
 }
 
 func number(text string) int64 {
-	n, _ := strconv.ParseInt(strings.TrimRight(text, "b"), 10, 64)
+	n, _ := strconv.ParseInt(strings.TrimRight(text, "bk"), 10, 64)
 	return n
 }
 
@@ -164,9 +166,7 @@ func (h *Host) tool(name string, a arguments) (out []byte, say string) {
 			case v.open:
 				say = fmt.Sprintf("Logical volume %s in use.", full)
 			default:
-				_ = os.Remove(h.Path(name))
-				_ = os.Remove(h.Path(name) + "~")
-				delete(h.volumes, name)
+				h.remove(append(h.snapshots(name), name)...)
 			}
 		}
 		return nil, say
@@ -174,6 +174,9 @@ func (h *Host) tool(name string, a arguments) (out []byte, say string) {
 		to := a.rest[2]
 		if h.volumes[to] != nil {
 			return nil, fmt.Sprintf("Logical Volume %q already exists in volume group %q", to, group)
+		}
+		for _, snapshot := range h.snapshots(lv) {
+			h.volumes[snapshot].origin = to
 		}
 		h.volumes[to] = v
 		delete(h.volumes, lv)
@@ -195,6 +198,25 @@ func (h *Host) tool(name string, a arguments) (out []byte, say string) {
 		}
 	}
 	return nil, ""
+}
+
+// snapshots are the copy-on-write snapshots of a volume, which LVM removes with it.
+func (h *Host) snapshots(of string) []string {
+	var names []string
+	for name, v := range h.volumes {
+		if v.shown > 0 && v.origin == of {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func (h *Host) remove(names ...string) {
+	for _, name := range names {
+		_ = os.Remove(h.Path(name))
+		_ = os.Remove(h.Path(name) + "~")
+		delete(h.volumes, name)
+	}
 }
 
 func (h *Host) round(n int64) int64 { return (n + h.extent - 1) / h.extent * h.extent }
@@ -224,6 +246,15 @@ func (h *Host) create(a arguments, origin string) string {
 			return fmt.Sprintf("Failed to find logical volume %q", h.group+"/"+origin)
 		}
 		v.pool, v.origin, v.size = from.pool, origin, from.size
+		if from.pool == "" {
+			if from.shown > 0 {
+				return "Snapshots of snapshots are not supported."
+			}
+			v.shown, v.size = from.size, min(h.round(number(a.get("-L"))), h.round(lvm.SnapshotSpace(from.size, number(a.get("-c"))<<10)))
+			if v.size > h.free() {
+				return h.lacks(v.size)
+			}
+		}
 		h.volumes[name] = v
 		content, err := os.ReadFile(h.Path(origin))
 		if err == nil {
@@ -239,13 +270,17 @@ func (h *Host) create(a arguments, origin string) string {
 		}
 	}
 	if v.pool == "" && v.size+2*v.metadata > h.free() {
-		return fmt.Sprintf("Volume group %q has insufficient free space (%d extents): %d required.", h.group, h.free()/h.extent, v.size/h.extent)
+		return h.lacks(v.size)
 	}
 	h.volumes[name] = v
 	if v.isPool {
 		return ""
 	}
 	return text(h.write(name, bytes.Repeat([]byte{fill}, int(v.size))))
+}
+
+func (h *Host) lacks(size int64) string {
+	return fmt.Sprintf("Volume group %q has insufficient free space (%d extents): %d required.", h.group, h.free()/h.extent, size/h.extent)
 }
 
 func text(err error) string {
@@ -263,7 +298,12 @@ func (h *Host) write(name string, content []byte) error {
 }
 
 func (h *Host) extend(name string, v *volume, size int64) string {
-	if size <= v.size {
+	switch {
+	case len(h.snapshots(name)) > 0:
+		return "Snapshot origin volumes can be resized only while inactive: try lvchange -an."
+	case v.shown > 0:
+		return "" // it is its space that is extended, and no more than it can use
+	case size <= v.size:
 		return "New size given (1 extents) not larger than existing size (1 extents)"
 	}
 	if v.pool == "" && size-v.size > h.free() {
@@ -307,9 +347,18 @@ func (h *Host) report(tool string) []byte {
 		for name, v := range h.volumes {
 			attr := []byte("-wi-------")
 			row := map[string]string{"vg_name": h.group, "lv_name": name, "lv_uuid": v.uuid, "lv_size": fmt.Sprint(v.size), "lv_tags": strings.Join(v.tags, ","),
-				"pool_lv": v.pool, "origin": v.origin, "origin_uuid": "", "data_percent": "", "metadata_percent": "", "chunk_size": "0", "lv_metadata_size": ""}
+				"pool_lv": v.pool, "origin": v.origin, "origin_uuid": "", "origin_size": "", "data_percent": "", "metadata_percent": "", "chunk_size": "0", "lv_metadata_size": ""}
 			if v.pool != "" {
 				attr[0], row["data_percent"] = 'V', "50.00"
+			}
+			if from := h.volumes[v.origin]; from != nil {
+				row["origin_uuid"] = from.uuid
+			}
+			if v.shown > 0 {
+				attr[0], row["origin_size"] = 's', fmt.Sprint(v.shown)
+			}
+			if len(h.snapshots(name)) > 0 {
+				attr[0] = 'o'
 			}
 			if v.isPool {
 				attr[0], attr[7] = 't', 'z'
