@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -65,10 +66,9 @@ func keeperOf(t testing.TB, c KeeperConfig) (k *Keeper, stop func()) {
 		}
 	}
 	t.Cleanup(func() {
-		status, err := askOnce(c.StateDir)
 		stop()
-		if err == nil {
-			end(t, status.PID, unix.SIGKILL)
+		for _, pid := range processesOf(t, c.StateDir) { // also one that was started just now and does not answer yet
+			end(t, pid, unix.SIGKILL)
 		}
 		if exists(filepath.Join(c.StateDir, fuseState)) { // or nobody would ever answer for its files
 			must(t, Abandon(context.Background(), c.StateDir, ""))
@@ -79,6 +79,24 @@ func keeperOf(t testing.TB, c KeeperConfig) (k *Keeper, stop func()) {
 		}
 	})
 	return k, stop
+}
+
+// processesOf are the daemon's processes with that state directory, by their command lines.
+func processesOf(t testing.TB, stateDir string) (pids []int) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc")
+	must(t, err)
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		line, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline")) // gone meanwhile, or a zombie
+		if args := strings.Split(string(line), "\x00"); len(args) > 2 && args[1] == "blockd" && args[2] == stateDir {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 func askOnce(stateDir string) (Status, error) {
