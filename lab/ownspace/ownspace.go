@@ -25,7 +25,7 @@ const (
 
 const (
 	insideVar = "HAYLOFT_OWNSPACE" // tells the child which test it is
-	limit     = 3 * time.Minute    // for one child
+	limit     = 10 * time.Minute   // for one child, on a machine with much else to do
 )
 
 // Inside reports whether this is a child.
@@ -45,7 +45,7 @@ func Run(t *testing.T, spaces uintptr, f func(t *testing.T), programs ...string)
 	child := exec.CommandContext(ctx, os.Args[0], "-test.v", "-test.count=1", "-test.run="+pattern(t.Name()))
 	child.Env = append(os.Environ(), insideVar+"="+t.Name(), "GOCOVERDIR="+t.TempDir(), "TMPDIR="+t.TempDir())
 	child.SysProcAttr = &syscall.SysProcAttr{Unshareflags: spaces, Pdeathsig: syscall.SIGKILL}
-	child.WaitDelay = 5 * time.Second
+	child.WaitDelay = 20 * time.Second
 	runtime.LockOSThread() // the child dies with the thread that started it
 	defer runtime.UnlockOSThread()
 	out, err := child.CombinedOutput()
