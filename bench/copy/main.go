@@ -1,6 +1,6 @@
 // Command copy measures whole-image copies from each repository to a file of this host: Hayloft's, which check every
-// chunk on the way, and, in the same run, what an administrator would use instead: cp, dd, scp, curl, rbd export,
-// qemu-img convert. Every copy ends when the file is durable. The servers are real and on this machine's loopback, so that the figures
+// chunk on the way, and, in the same run, what an administrator would use instead: cp, dd, scp, curl, rclone (if it is installed), rbd
+// export, qemu-img convert. Every copy ends when the file is durable. The servers are real and on this machine's loopback, so that the figures
 // say what the copying costs, and nothing of networks.
 package main
 
@@ -32,7 +32,7 @@ func main() {
 	var o options
 	flag.Int64Var(&o.size, "size", 1024, "MiB of the image; half of it is data, a quarter zeros, a quarter holes")
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds, each of all copies, in turns")
-	flag.StringVar(&o.only, "only", "", "repositories, with commas between (path, ssh, http, rbd); empty: all")
+	flag.StringVar(&o.only, "only", "", "repositories, with commas between (path, ssh, http, s3, iscsi, rbd); empty: all")
 	flag.DurationVar(&o.timeout, "timeout", 10*time.Minute, "how long one copy may take")
 	flag.BoolVar(&o.json, "json", false, "print JSON instead of a table")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "where files of the run are made: three times the image")
@@ -75,7 +75,7 @@ func run(ctx context.Context, o options) (err error) {
 		return fmt.Errorf("%d MiB in %d rounds: want at least 4, and one", o.size, o.rounds)
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("sshd and Ceph need root")
+		return errors.New("sshd, tgtd and Ceph need root")
 	}
 	dir, err := os.MkdirTemp(o.dir, "hlcopy-")
 	if err != nil {
@@ -93,7 +93,7 @@ func run(ctx context.Context, o options) (err error) {
 	for _, r := range []struct {
 		name string
 		open func(context.Context) ([]way, error)
-	}{{"path", b.path}, {"ssh", b.ssh}, {"http", b.http}, {"rbd", b.rbd}} {
+	}{{"path", b.path}, {"ssh", b.ssh}, {"http", b.http}, {"s3", b.s3}, {"iscsi", b.iscsi}, {"rbd", b.rbd}} {
 		if o.only != "" && !slices.Contains(strings.Split(o.only, ","), r.name) {
 			continue
 		}

@@ -12,10 +12,8 @@ import (
 	"hayloft/disk/repository"
 	"hayloft/disk/repository/http"
 	"hayloft/disk/repository/path"
-	"hayloft/disk/repository/rbd"
 	"hayloft/disk/repository/ssh"
 	"hayloft/image"
-	"hayloft/lab/cephlab"
 	"hayloft/lab/httplab"
 	"hayloft/lab/sshlab"
 )
@@ -134,38 +132,5 @@ func (b *bench) http(ctx context.Context) ([]way, error) {
 	return []way{
 		{"hayloft, checked", true, b.hayloft(opener(repo))},
 		{"curl", false, program(func(to string) []string { return []string{"curl", "-sf", "-o", to, url} })},
-	}, nil
-}
-
-func (b *bench) rbd(ctx context.Context) ([]way, error) {
-	state, err := os.MkdirTemp("", "hlc") // sockets: a short path
-	if err != nil {
-		return nil, err
-	}
-	b.ends.Push(func() error { return os.RemoveAll(state) })
-	cluster, err := cephlab.Start(ctx, cephlab.Config{Dir: state, Capacity: 3 * b.size << 20})
-	if err != nil {
-		return nil, err
-	}
-	b.ends.Push(cluster.Close)
-	if err := cluster.CreatePool(ctx, "images"); err != nil {
-		return nil, err
-	}
-	repo, err := rbd.New(disk.Repository{ID: 4, Path: "images", Options: map[string]string{"CEPH_CONF": cluster.Conf, "CEPH_KEYRING": cluster.Keyring}})
-	if err != nil {
-		return nil, err
-	}
-	b.closing(repo)
-	if err := b.store(ctx, repo); err != nil {
-		return nil, err
-	}
-	return []way{
-		{"hayloft, checked", true, b.hayloft(opener(repo))},
-		{"rbd export", false, program(func(to string) []string {
-			return []string{"rbd", "--conf", cluster.Conf, "--keyring", cluster.Keyring, "--no-progress", "export", "images/image", to}
-		})},
-		{"qemu-img convert", false, program(func(to string) []string {
-			return []string{"qemu-img", "convert", "-f", "raw", "-O", "raw", "rbd:images/image:conf=" + cluster.Conf + ":keyring=" + cluster.Keyring, to}
-		})},
 	}, nil
 }

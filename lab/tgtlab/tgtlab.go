@@ -1,4 +1,4 @@
-// Package tgtlab is a real tgtd for tests: on a free port of the loopback, with a control socket in a temporary directory,
+// Package tgtlab is a real tgtd for tests and benchmarks: on a free port of the loopback, with a control socket in a temporary directory,
 // so that the machine's own one, if there is one, is not touched.
 package tgtlab
 
@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -59,16 +60,22 @@ func Start(t testing.TB) *Server {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	port, err := freePort()
+	s, err := New(dir)
 	if err != nil {
-		t.Fatal(err)
-	}
-	s := &Server{Portal: fmt.Sprintf("127.0.0.1:%d", port), socket: filepath.Join(dir, "s")}
-	if err := s.Restart(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Kill)
 	return s
+}
+
+// New is Start without a test; the socket is in dir, whose path is short, and Kill ends it.
+func New(dir string) (*Server, error) {
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{Portal: fmt.Sprintf("127.0.0.1:%d", port), socket: filepath.Join(dir, "s")}
+	return s, s.Restart()
 }
 
 // Restart starts tgtd again after Kill, at the same portal; it has forgotten all targets and accounts.
@@ -134,6 +141,22 @@ func (s *Server) Tgtadm(args ...string) (string, error) {
 	defer cancel()
 	out, err := s.Runner(command.Exec{}).Run(ctx, command.Cmd{Name: "tgtadm", Args: append([]string{"--lld", "iscsi"}, args...)})
 	return string(out), err
+}
+
+// Serve makes a target, of that number and name, with a file as its unit 1, for everybody and reading only.
+func (s *Server) Serve(number int, name, file string) error {
+	tid := strconv.Itoa(number)
+	for _, args := range [][]string{
+		{"--op", "new", "--mode", "target", "--tid", tid, "--targetname", name},
+		{"--op", "new", "--mode", "logicalunit", "--tid", tid, "--lun", "1", "--backing-store", file},
+		{"--op", "update", "--mode", "logicalunit", "--tid", tid, "--lun", "1", "--params", "readonly=1"},
+		{"--op", "bind", "--mode", "target", "--tid", tid, "--initiator-address", "ALL"},
+	} {
+		if _, err := s.Tgtadm(args...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Account makes an account for CHAP.
