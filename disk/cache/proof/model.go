@@ -217,13 +217,6 @@ func (m *Model) kept() rule {
 	}
 }
 
-// forget takes back all that was promised to be durable.
-func (m *Model) forget() {
-	for _, c := range m.changes[1:] {
-		c.durable = never
-	}
-}
-
 // epoch k: all that was acknowledged before the k-th flush, nothing that began after the next.
 func (m *Model) epoch(k int) rule {
 	from, to := int64(0), int64(never)

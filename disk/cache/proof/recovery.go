@@ -37,41 +37,20 @@ func (s *volumeScenario) goDown() {
 func (s *volumeScenario) killed() {
 	s.note("crash %d: the process is killed", s.result.Points)
 	s.disk.Kill()
-	if !s.pinned {
-		s.distrust()
-	}
 	s.boundAfter = s.model.reading(s.model.tick())
 }
 
 func (s *volumeScenario) cut(choice faulty.Choice) {
 	s.note("crash %d: %s", s.result.Points, s.disk.CutAs(choice))
 	s.boot++
-	s.pinned, s.doubt = false, false
+	s.pinned = false
 	s.marked.Store(false)
-	s.distrust()
 	if s.direct() { // the source has it all
 		s.boundAfter = s.model.reading(s.model.tick())
 		return
 	}
 	s.model.cut()
-	s.boundAfter = s.kept()
-}
-
-func (s *volumeScenario) distrust() {
-	if s.lenient {
-		s.model.forget()
-		s.lenient = false
-	}
-}
-
-// kept is Model.kept, and nothing when a sync failed before the volume was opened: what it believes to be on the disk
-// may be in the cache of the operating system only, and nobody tells it.
-func (s *volumeScenario) kept() rule {
-	r := s.model.kept()
-	if s.lenient {
-		r.covers = func(*change) bool { return false }
-	}
-	return r
+	s.boundAfter = s.model.kept()
 }
 
 // lookAtSource checks what the source promises when the host is lost.
@@ -87,7 +66,7 @@ func (s *volumeScenario) lookAtSource() {
 		if err := s.model.check(live, 0, s.model.reading(s.model.tick())); err != nil {
 			s.fail("the source has not what was acknowledged: %v", err)
 		}
-		if err := s.model.check(durable, 0, s.kept()); err != nil {
+		if err := s.model.check(durable, 0, s.model.kept()); err != nil {
 			s.fail("the source's disk has not what was flushed: %v", err)
 		}
 		return
@@ -103,7 +82,7 @@ func (s *volumeScenario) lookAtSource() {
 	}
 	if !s.source.Undrained() {
 		s.source.PeekDurable(durable, 0)
-		if err := s.model.check(durable, 0, s.kept()); err != nil {
+		if err := s.model.check(durable, 0, s.model.kept()); err != nil {
 			s.fail("no mark of undrained writes, and the source has not what was durable: %v", err)
 		}
 	}

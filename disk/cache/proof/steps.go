@@ -195,7 +195,7 @@ func (s *volumeScenario) promised() {
 	s.source.PeekDurable(durable, 0)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	before := s.kept()
+	before := s.model.kept()
 	covers := before.covers
 	before.covers = func(c *change) bool { return c.durable <= now && covers(c) }
 	if err := s.model.check(durable, 0, before); err != nil && s.what == "" {

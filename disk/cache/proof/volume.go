@@ -36,8 +36,6 @@ type volumeScenario struct {
 	// boundAfter is what the next opening must find.
 	boundAfter rule
 	pinned     bool // it was found since the last power cut
-	doubt      bool // the host's disk failed since then
-	lenient    bool // and the volume was opened after that: see kept
 	// Why operations may fail: the host's own disk failed in this run; the repository is away; its power went.
 	local, away, shaken bool
 	// marked: Offline has written since the last Settle and power cut, so that it needs the repository no more.
@@ -114,7 +112,7 @@ func (s *volumeScenario) open(again bool) bool {
 
 // openAs: another mode rules once the volume is open in it. Until then it has what the old one promised.
 func (s *volumeScenario) openAs(mode cache.Mode, again bool) bool {
-	s.local, s.lenient = false, s.doubt
+	s.local = false
 	if s.shaken {
 		s.model.doubt()
 	}
@@ -239,7 +237,6 @@ func (s *volumeScenario) upset() {
 		}
 		op := []faulty.Op{faulty.Write, faulty.Sync, faulty.Read, faulty.Any}[s.rng.IntN(4)]
 		s.note("the host's disk fails some %vs", op)
-		s.doubt = true
 		s.disk.Inject(faulty.Fault{Op: op, Err: unix.EIO, Skip: s.rng.IntN(4), Times: 1 + s.rng.IntN(2)})
 		s.local = true
 	case 6:

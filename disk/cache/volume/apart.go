@@ -39,6 +39,7 @@ func (v *volume) apart(ctx context.Context, c change, work func(context.Context,
 	case err := <-done:
 		return err
 	case <-ctx.Done():
+		cancel() // before anybody learns that it was given up: what has not begun does not happen any more
 		return fault.As(fault.Unavailable, ctx.Err())
 	}
 }

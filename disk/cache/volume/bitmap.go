@@ -233,6 +233,12 @@ func (m *bitmap) forgetFile() {
 	m.lost = true
 }
 
+func (m *bitmap) hasNoFile() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.lost
+}
+
 func (m *bitmap) sync() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

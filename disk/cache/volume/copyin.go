@@ -46,6 +46,7 @@ func (o *offline) load(ctx context.Context, report func(done, total int64)) erro
 			return err
 		}
 		if err := o.durable(); err != nil {
+			o.unsure = true
 			return err
 		}
 		if err := v.changeState(func(s *state) { s.Loaded = last }); err != nil {
@@ -172,7 +173,7 @@ func (in *copyIn) run(ctx context.Context, first, last int64, hole bool) error {
 	for c := first; c < last; c++ {
 		from, to := v.chunkRange(c)
 		part := content[from-start : to-start]
-		if !here {
+		if !here || in.o.unsure {
 			if err := v.put(part, from); err != nil {
 				return fmt.Errorf("data: %w", err)
 			}

@@ -22,7 +22,9 @@ type offline struct {
 	origin storage.File
 	ready  atomic.Bool // all is here
 	syncs  groupSync
-	doubt  bool // a sync failed since the last that did not; guarded by the turn of syncs
+	// doubt: what changed may be in memory only, for good: a sync failed since the last that did not, or may have before
+	// a restart. Guarded by the turn of syncs, and unsure, which is the same for what is being loaded, by that of loading.
+	doubt, unsure bool
 
 	// gate: changes hold it for reading; settle shuts it for moments, to know which chunks changed under its hands.
 	gate     sync.RWMutex
@@ -50,7 +52,9 @@ func openOffline(v *volume, u *undo.Stack) (*offline, error) {
 	case !v.state.Complete:
 		err = o.dirty.writeAll()
 	case v.believed:
-		_, err = o.dirty.load(true)
+		if _, err = o.dirty.load(true); err == nil && v.unsure {
+			err = o.dirty.writeAll()
+		}
 	default:
 		// What was written and not synced may be lost, its bit as well: all chunks are to be compared.
 		err = o.dirty.set(0, o.dirty.size)
@@ -58,10 +62,14 @@ func openOffline(v *volume, u *undo.Stack) (*offline, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dirty: %w", err)
 	}
+	o.doubt, o.unsure = v.unsure, v.unsure
 	o.ready.Store(v.state.Complete)
 	o.marked.Store(v.state.Marked)
 	return o, nil
 }
+
+// isUnsure reports whether chunks that a load brought here may be in memory only, for good.
+func (o *offline) isUnsure() bool { return !o.ready.Load() && o.unsure }
 
 func (o *offline) notReady() error {
 	return fault.Errorf(fault.WrongState, "the image is not all here yet")
@@ -234,6 +242,11 @@ func (o *offline) status(s *cache.VolumeStatus) {
 }
 
 func (o *offline) shut() error {
+	if o.doubt {
+		if err := o.rewrite(); err != nil {
+			return err
+		}
+	}
 	if err := o.dirty.sync(); err != nil {
 		return fmt.Errorf("dirty: %w", err)
 	}

@@ -54,6 +54,7 @@ func open(ctx context.Context, c cache.VolumeConfig) (_ *volume, err error) {
 	v := newVolume(c, *st)
 	unsynced, wasClean := st.Unsynced, st.Clean
 	v.believed = st.Clean || st.Boot != "" && st.Boot == c.Boot
+	v.unsure = !st.Clean && (st.Boot == c.Boot || st.Boot == "" || c.Boot == "")
 	var u undo.Stack
 	defer u.Run()
 	u.Push(func() error { v.stop(); v.work.Wait(); return nil })
@@ -255,7 +256,7 @@ func (v *volume) leaveMode(ctx context.Context, u *undo.Stack) error {
 			}
 		}
 		o := v.offline
-		v.offline = nil
+		v.offline, v.distrust = nil, o.isUnsure()
 		return errors.Join(o.dirty.closer().Close(), o.origin.Close())
 	}
 	return nil

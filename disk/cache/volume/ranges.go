@@ -25,16 +25,13 @@ func (r *ranges) lock(ctx context.Context, start, end int64) (*hold, error) {
 	h := r.add(start, end, true)
 	select {
 	case <-h.ready:
-		return h, nil
-	default:
-	}
-	select {
-	case <-h.ready:
-		return h, nil
 	case <-ctx.Done():
-		h.unlock()
-		return nil, ctx.Err()
 	}
+	if err := ctx.Err(); err != nil { // also when both came: who gave up must not come after those who were later
+		h.unlock()
+		return nil, err
+	}
+	return h, nil
 }
 
 // tryLock gives nil when it would have to wait.

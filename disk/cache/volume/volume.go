@@ -63,6 +63,8 @@ type volume struct {
 	stateMu  sync.Mutex
 	state    state
 	believed bool // what was not synced before this Open
+	distrust bool // what is cached, after this run
+	unsure   bool // whether a sync failed in the run before, which left memory and disk in disagreement that nobody is told of again
 
 	life context.Context // until Close
 	stop context.CancelFunc
@@ -70,6 +72,9 @@ type volume struct {
 	closeMu sync.Mutex // of enter against Close
 	quit    atomic.Bool
 	work    sync.WaitGroup
+	ending  sync.Mutex    // of Close
+	idle    chan struct{} // closed when no work is left; nil before Close
+	ended   bool          // the files are closed
 
 	buffers      sync.Pool // of *[]byte
 	troubled     atomic.Bool
