@@ -79,14 +79,8 @@ func (w *Way) SavedAs(ctx context.Context, spec disk.Spec, from disk.Repository,
 		format = image.TarGzip
 	}
 	saved := disk.Saved{Digest: index.Digest(), Size: index.Length(), Format: string(format)}
-	if cloner, ok := repo.(repository.Cloner); ok {
-		parent, err := cloner.Parent(ctx, name)
-		if err != nil {
-			return fail(err)
-		}
-		if parent != "" {
-			saved.Clone = string(repository.RBDClone) // the one kind that has a parent
-		}
+	if saved.Clone, err = dependence(ctx, repo, name); err != nil {
+		return fail(err)
 	}
 	return saved, nil
 }
@@ -178,7 +172,25 @@ func (w *Way) saveChanges(ctx context.Context, repo repository.Repository, c *ho
 	}
 	saved, err := publish(ctx, repo, c, name, out, index, moved, err)
 	saved.Clone = string(kind)
+	if err == nil && kind.Depends() && c.size > before.Length() { // what was made longer may stand alone
+		if depends, unknown := dependence(ctx, repo, name); unknown == nil && depends == "" {
+			saved.Clone = string(repository.Copied)
+		}
+	}
 	return saved, err
+}
+
+// dependence is the kind of clone that an object is when it depends on another, else "".
+func dependence(ctx context.Context, repo repository.Repository, name string) (string, error) {
+	cloner, ok := repo.(repository.Cloner)
+	if !ok {
+		return "", nil
+	}
+	parent, err := cloner.Parent(ctx, name)
+	if d, ok := repo.(repository.Depender); ok && err == nil && parent != "" {
+		return string(d.DependentKind()), nil
+	}
+	return "", err
 }
 
 // sameRepository reports whether an image is where it is to be cloned.

@@ -108,13 +108,21 @@ func cloneInfo(from cloud.Image, index *image.Index) image.Info {
 // begin starts the new object; copied says that its content is still to be written.
 func begin(ctx context.Context, repo, source repository.Repository, from, img cloud.Image) (w repository.Writer, kind repository.CloneKind, copied bool, err error) {
 	if cloner, ok := repo.(repository.Cloner); ok && source == repo {
-		w, kind, err = cloner.CreateFrom(ctx, from.Source, img.Source)
+		w, kind, err = cloneFrom(ctx, cloner, from, img.Source)
 		if !fault.Is(err, fault.Unsupported) {
 			return w, kind, false, err
 		}
 	}
 	w, err = repo.Create(ctx, img.Source)
 	return w, repository.Copied, true, err
+}
+
+// cloneFrom clones by the storage. A clone must not make its parent slow for the machines that write to that.
+func cloneFrom(ctx context.Context, cloner repository.Cloner, from cloud.Image, name string) (repository.Writer, repository.CloneKind, error) {
+	if copier, ok := cloner.(repository.Copier); ok && from.Persistent {
+		return copier.CopyFrom(ctx, from.Source, name)
+	}
+	return cloner.CreateFrom(ctx, from.Source, name)
 }
 
 // flatten makes a clone independent of the image it was cloned from.

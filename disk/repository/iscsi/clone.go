@@ -10,29 +10,52 @@ import (
 	"hayloft/internal/lvm"
 )
 
-// copyLimit bounds what copies a whole volume inside the server.
-const copyLimit = 24 * time.Hour
+const (
+	// copyLimit bounds what copies a whole volume inside the server.
+	copyLimit = 24 * time.Hour
+	// snapshotChunk is what a snapshot copies at once, in bytes. The kernel remembers each chunk in memory.
+	snapshotChunk = 64 << 10
+)
 
-// CreateFrom implements repository.Cloner: of a thin volume a thin snapshot, of a thick one a copy by the server.
+// CreateFrom implements repository.Cloner.
 func (r *Repository) CreateFrom(ctx context.Context, from, name string) (repository.Writer, repository.CloneKind, error) {
+	return r.clone(ctx, from, name, true)
+}
+
+// CopyFrom implements repository.Copier.
+func (r *Repository) CopyFrom(ctx context.Context, from, name string) (repository.Writer, repository.CloneKind, error) {
+	return r.clone(ctx, from, name, false)
+}
+
+// how says what a clone of a volume is to be. LVM has no snapshots of snapshots. An image that was once somebody's persistent one
+// will be written to again, which snapshots make slow: each of them copies what is overwritten. In a pool a copy serves better.
+func (r *Repository) how(v volume, depend bool) (repository.CloneKind, lvm.New) {
+	switch {
+	case v.Thin:
+		return repository.ThinClone, lvm.New{Origin: v.Name}
+	case depend && r.pool == "" && !v.Snapshot && v.mark.generation == 0:
+		return repository.LVMSnapshot, lvm.New{Origin: v.Name, Size: lvm.SnapshotSpace(v.Size, snapshotChunk), Chunk: snapshotChunk}
+	default:
+		return repository.Copied, lvm.New{Size: v.Size, Pool: r.pool}
+	}
+}
+
+func (r *Repository) clone(ctx context.Context, from, name string, depend bool) (repository.Writer, repository.CloneKind, error) {
 	if err := r.check(from, name); err != nil {
 		return nil, "", err
 	}
 	v, err := r.settled(ctx, from)
+	if err == nil {
+		err = r.activate(ctx, v)
+	}
+	if err == nil {
+		err = r.flush(ctx, v)
+	}
 	if err != nil {
 		return nil, "", r.object(from, err)
 	}
-	var w *writer
-	kind := repository.ThinClone
-	if v.Thin {
-		if err := r.flush(ctx, v); err != nil {
-			return nil, "", r.object(from, err)
-		}
-		w, err = r.create(ctx, name, lvm.New{Origin: v.Name})
-	} else {
-		kind = repository.Copied
-		w, err = r.create(ctx, name, lvm.New{Size: v.Size, Pool: r.pool})
-	}
+	kind, n := r.how(v, depend)
+	w, err := r.create(ctx, name, n)
 	if err != nil {
 		return nil, "", r.object(name, err)
 	}
@@ -43,6 +66,9 @@ func (r *Repository) CreateFrom(ctx context.Context, from, name string) (reposit
 	}
 	if err == nil {
 		err = r.same(ctx, v)
+	}
+	if err == nil && kind == repository.LVMSnapshot && w.identity.OriginUUID != v.UUID {
+		err = errChanged()
 	}
 	if err != nil {
 		return nil, "", errors.Join(r.object(from, err), w.Abort())
@@ -64,36 +90,30 @@ func (r *Repository) settled(ctx context.Context, name string) (volume, error) {
 	return v, nil
 }
 
-// copy has the server copy a volume, past its caches.
+// copy has the server copy a volume that is active, past its caches.
 func (r *Repository) copy(ctx context.Context, from volume, to *writer) error {
-	if err := r.flush(ctx, from); err != nil {
-		return err
-	}
 	how := "notrunc,nocreat,fsync"
 	if to.pool != "" {
 		how += ",sparse"
 	}
 	_, err := r.run(ctx, copyLimit, "dd", "if="+r.device(from.Name), "of="+r.device(to.identity.Name), "bs=4M", "iflag=direct", "oflag=direct", "conv="+how, "status=none")
+	if err != nil {
+		if changed := r.same(ctx, from); fault.Is(changed, fault.Busy) {
+			return fault.Errorf(fault.Busy, "%w: %w", changed, err)
+		}
+	}
 	return err
 }
 
 // same is fault.Busy when somebody wrote to a volume, or may have, since it was looked up.
 func (r *Repository) same(ctx context.Context, before volume) error {
 	v, err := r.again(ctx, before)
-	if err == nil && v.mark != before.mark {
-		err = fault.Errorf(fault.Busy, "was taken or given back while it was cloned")
+	if fault.Is(err, fault.NotFound) || err == nil && (v.mark != before.mark || v.Name != before.Name) {
+		err = errChanged()
 	}
 	return err
 }
 
-// Flatten implements repository.Cloner: no clone depends on anything.
-func (r *Repository) Flatten(ctx context.Context, name string) error {
-	_, err := r.Stat(ctx, name)
-	return err
-}
-
-// Parent implements repository.Cloner: no clone depends on anything.
-func (r *Repository) Parent(ctx context.Context, name string) (string, error) {
-	_, err := r.Stat(ctx, name)
-	return "", err
+func errChanged() error {
+	return fault.Errorf(fault.Busy, "was taken, given back, replaced or deleted while it was copied")
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/repository"
@@ -24,28 +25,49 @@ func (r *Repository) Create(ctx context.Context, name string) (repository.Writer
 }
 
 // create makes the unfinished volume of an object, and its writer.
-func (r *Repository) create(ctx context.Context, name string, n lvm.New) (_ *writer, err error) {
+func (r *Repository) create(ctx context.Context, name string, n lvm.New) (*writer, error) {
 	all, err := r.volumes(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if i := slices.IndexFunc(all, named(objectPrefix+encode(name))); i >= 0 {
-		if !ours(all[i]) {
-			return nil, fault.Errorf(fault.Busy, "the group has a volume %s (%s) that is not Hayloft's: it is left alone", all[i].Name, all[i].UUID)
-		}
+	switch _, before, err := resolve(all, name); {
+	case err == nil:
 		return nil, fault.Errorf(fault.Exists, "exists")
+	case !fault.Is(err, fault.NotFound):
+		return nil, err
+	case before.UUID != "": // of an object that was made independent, and deleted since
+		if err := r.giveWay(ctx, before); err != nil {
+			return nil, err
+		}
 	}
 	if n.Pool != "" {
 		if _, err := r.poolIn(all); err != nil {
 			return nil, err
 		}
 	}
-	begun, err := r.now(ctx)
+	v, err := r.begin(ctx, partPrefix+encode(name), n)
 	if err != nil {
 		return nil, err
 	}
+	return newWriter(context.WithoutCancel(ctx), r, name, v), nil
+}
+
+func (r *Repository) giveWay(ctx context.Context, v volume) error {
+	now, err := r.now(ctx)
+	if err != nil {
+		return err
+	}
+	return r.retire(ctx, v, now)
+}
+
+// begin makes a volume under the name of what is unfinished, with a lease. That of a dead writer gives way.
+func (r *Repository) begin(ctx context.Context, name string, n lvm.New) (_ volume, err error) {
+	begun, err := r.now(ctx)
+	if err != nil {
+		return volume{}, err
+	}
 	l := lease{begun, nonce()}
-	n.Group, n.Name, n.Tags = r.group, partPrefix+encode(name), []string{ourTag, l.tag()}
+	n.Group, n.Name, n.Tags = r.group, name, []string{ourTag, l.tag()}
 	err = r.tools(ctx).Create(ctx, n)
 	if fault.Is(err, fault.Exists) {
 		if err = r.takeOver(ctx, n.Name, begun); err == nil {
@@ -71,14 +93,14 @@ func (r *Repository) create(ctx context.Context, name string, n lvm.New) (_ *wri
 		if !fault.Is(err, fault.Unavailable) {
 			u.Keep() // nothing was made
 		}
-		return nil, err
+		return volume{}, err
 	}
 	v, err := r.find(ctx, mine)
 	if err != nil {
-		return nil, err
+		return volume{}, err
 	}
 	u.Keep()
-	return newWriter(context.WithoutCancel(ctx), r, name, v), nil
+	return v, nil
 }
 
 func errWritten() error { return fault.Errorf(fault.Busy, "is being written by another operation") }
@@ -96,7 +118,7 @@ func (r *Repository) takeOver(ctx context.Context, name string, now int64) error
 		return nil
 	case err != nil:
 		return err
-	case v.lease.nonce != "" && !r.over(v, now):
+	case v.lease.nonce != "" && !r.over(v, now), strings.HasPrefix(name, copyPrefix) && v.mark.use != "":
 		return errWritten()
 	}
 	mine := lease{now, nonce()}

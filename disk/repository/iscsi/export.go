@@ -78,10 +78,8 @@ const unitNumber = 1
 
 // export makes a target for a volume.
 func (r *Repository) export(ctx context.Context, k kind, v volume, readOnly bool) (export, error) {
-	if !v.Active {
-		if err := r.tools(ctx).Activate(ctx, r.group, v.Name); err != nil {
-			return export{}, err
-		}
+	if err := r.activate(ctx, v); err != nil {
+		return export{}, err
 	}
 	made, err := r.now(ctx)
 	if err != nil {

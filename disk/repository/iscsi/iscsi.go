@@ -71,6 +71,8 @@ var (
 	_ repository.Repository = (*Repository)(nil)
 	_ repository.Writable   = (*Repository)(nil)
 	_ repository.Cloner     = (*Repository)(nil)
+	_ repository.Copier     = (*Repository)(nil)
+	_ repository.Depender   = (*Repository)(nil)
 	_ repository.Sweeper    = (*Repository)(nil)
 	_ io.Closer             = (*Repository)(nil)
 )

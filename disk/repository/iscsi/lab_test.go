@@ -2,6 +2,7 @@ package iscsi
 
 import (
 	"context"
+	"io"
 	"regexp"
 	"slices"
 	"strings"
@@ -45,7 +46,7 @@ func newStorage(t testing.TB) *storage {
 	return &storage{Host: lvmtest.New(t.TempDir(), testGroup, testSize, testExtent), tgt: tgt, rest: tgt.Runner(command.Exec{})}
 }
 
-var selected = regexp.MustCompile(`^lv_uuid="([^"]+)" && lv_tags=\{"([^"]+)"\}$`)
+var selected = regexp.MustCompile(`^lv_uuid="([^"]+)" && (?:lv_tags=\{"([^"]+)"\}|!\(lv_role=\{"thickorigin"\}\))$`)
 
 // Run implements command.Runner.
 func (s *storage) Run(ctx context.Context, cmd command.Cmd) ([]byte, error) {
@@ -65,7 +66,10 @@ func (s *storage) Run(ctx context.Context, cmd command.Cmd) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !slices.ContainsFunc(all, func(v lvm.Volume) bool { return v.UUID == want[1] && slices.Contains(v.Tags, want[2]) }) {
+		full := cmd.Args[len(cmd.Args)-1]
+		if !slices.ContainsFunc(all, func(v lvm.Volume) bool {
+			return v.UUID == want[1] && testGroup+"/"+v.Name == full && (slices.Contains(v.Tags, want[2]) || want[2] == "" && !v.IsOrigin)
+		}) {
 			return nil, nil
 		}
 		cmd.Args = cmd.Args[2:]
@@ -117,7 +121,9 @@ func clean(t testing.TB, s *storage) {
 		t.Error(err)
 	}
 	for _, v := range all {
-		if !strings.HasPrefix(v.Name, objectPrefix) && v.Name != "pool" {
+		o, _ := read(v)
+		isObject := strings.HasPrefix(v.Name, objectPrefix) || strings.HasPrefix(v.Name, copyPrefix) && o.mark.use != ""
+		if !isObject && v.Name != "pool" || o.mark.use == replaced {
 			t.Errorf("volume %s is left", v.Name)
 		}
 	}
@@ -141,5 +147,51 @@ func class(t *testing.T, what string, err error, want fault.Class) {
 	t.Helper()
 	if !fault.Is(err, want) {
 		t.Errorf("%s: %v is %v, want %v", what, err, fault.ClassOf(err), want)
+	}
+}
+
+var alice = repository.Owner{Host: "host-one", Machine: 1}
+
+// written makes an object.
+func written(t *testing.T, r *Repository, name, content string) {
+	t.Helper()
+	w, err := r.Create(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Abort()
+	if err := w.SetSize(int64(len(content))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.WriteAt([]byte(content), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func content(t *testing.T, r *Repository, name string) string {
+	t.Helper()
+	s, err := r.Open(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	b, err := io.ReadAll(io.NewSectionReader(s, 0, s.Size()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// bounded runs f, which must end by itself with an error of class want.
+func bounded(t *testing.T, what string, want fault.Class, f func() error) {
+	t.Helper()
+	begun := time.Now()
+	err := f()
+	class(t, what, err, want)
+	if took := time.Since(begun); took > 30*time.Second {
+		t.Errorf("%s took %v", what, took)
 	}
 }

@@ -13,6 +13,7 @@ const (
 	objectPrefix = "hl-"
 	partPrefix   = "hlp-" // of volumes that are being written
 	deadPrefix   = "hld-" // of volumes that are being deleted
+	copyPrefix   = "hlf-" // of volumes that stand for a snapshot, or will: see Flatten
 )
 
 // encode makes a name that LVM takes, and its tags: letters, digits, "." and "-" stay, "/" is "+", other bytes are "_"
@@ -77,4 +78,12 @@ func nameOf(volume, prefix string) (string, bool) {
 	}
 	name, ok := decode(text)
 	return name, ok && repository.CheckName(name) == nil
+}
+
+// objectName is the object that a volume is, if its name is that of one.
+func objectName(volume string) (string, bool) {
+	if name, ok := nameOf(volume, objectPrefix); ok {
+		return name, true
+	}
+	return nameOf(volume, copyPrefix)
 }

@@ -20,6 +20,12 @@ func (r *Repository) Open(ctx context.Context, name string) (repository.Source, 
 		return nil, r.object(name, err)
 	}
 	d, e, err := r.open(ctx, name, reading, v, true, &v.size)
+	if err != nil && v.Snapshot { // it may be another volume by now
+		if now, lost := r.lookup(ctx, name); lost == nil && now.UUID != v.UUID {
+			v = now
+			d, e, err = r.open(ctx, name, reading, v, true, &v.size)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -21,7 +21,18 @@ func (r *Repository) Delete(ctx context.Context, name string) error {
 }
 
 func (r *Repository) delete(ctx context.Context, name string) error {
-	v, err := r.change(ctx, name, func(v volume) (mark, error) {
+	all, err := r.volumes(ctx)
+	if err != nil {
+		return err
+	}
+	v, err := r.lookupIn(ctx, all, name)
+	if err == nil && !v.mark.taken() {
+		err = r.needed(ctx, v, all)
+	}
+	if err != nil {
+		return err
+	}
+	v, err = r.change(ctx, name, func(v volume) (mark, error) {
 		if v.mark.taken() {
 			return v.mark, busy(v.mark)
 		}
@@ -30,6 +41,33 @@ func (r *Repository) delete(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	if err := r.neededStill(ctx, v); err != nil {
+		return err
+	}
+	return r.bury(ctx, v)
+}
+
+// neededStill looks for snapshots once more, of a volume that no more are made of: its mark says that it is being deleted. That is
+// taken back when there are some.
+func (r *Repository) neededStill(ctx context.Context, v volume) error {
+	if v.Thin {
+		return nil
+	}
+	all, err := r.volumes(ctx)
+	if err == nil {
+		err = r.needed(ctx, v, all)
+	}
+	if err == nil {
+		return nil
+	}
+	last, cancel := parting(ctx)
+	defer cancel()
+	_, lost := r.setMark(last, v, mark{use: free, generation: v.mark.generation}, nil, nil)
+	return errors.Join(err, lost)
+}
+
+// bury takes its name from a volume that is no object any more, and removes it; while somebody reads it, it stays for a later Sweep.
+func (r *Repository) bury(ctx context.Context, v volume) error {
 	dead := deadPrefix + fingerprint(v.UUID) + nonce()
 	if err := r.tools(ctx).Rename(ctx, r.group, v.Name, dead); err != nil {
 		return err
@@ -78,22 +116,30 @@ func (r *Repository) sweep(ctx context.Context, prefix string) error {
 		}
 	}
 	for _, one := range all {
-		var err error
-		name, unfinished := nameOf(one.Name, partPrefix)
-		switch {
-		case unfinished && strings.HasPrefix(name, prefix):
-			err = r.takeOver(ctx, one.Name, now)
-		case strings.HasPrefix(one.Name, deadPrefix):
-			v := volume{Volume: one}
-			if err = r.dropAll(ctx, v, unused); err == nil {
-				err = r.remove(ctx, v)
-			}
-		}
-		if err != nil && !fault.Is(err, fault.Busy) {
+		if err := r.sweepOne(ctx, one, prefix, now); err != nil && !fault.Is(err, fault.Busy) {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// sweepOne removes one of our volumes, if it is what somebody left who died.
+func (r *Repository) sweepOne(ctx context.Context, one lvm.Volume, prefix string, now int64) error {
+	if name, ok := nameOf(one.Name, copyPrefix); ok {
+		v, err := read(one)
+		if err != nil || v.mark.use != "" || !strings.HasPrefix(name, prefix) {
+			return err
+		}
+		if _, err := r.lookup(ctx, name); err != nil && !fault.Is(err, fault.NotFound) { // the object, perhaps
+			return err
+		}
+		return r.takeOver(ctx, one.Name, now)
+	}
+	if name, ok := nameOf(one.Name, partPrefix); ok && !strings.HasPrefix(name, prefix) {
+		return nil
+	}
+	_, err := r.tidy(ctx, one, now)
+	return err
 }
 
 // inUse says whether a target is that of somebody who writes: only the next owner takes it away.

@@ -37,6 +37,7 @@ const (
 	owned     use = "owned"
 	undrained use = "undrained"
 	deleting  use = "deleting"
+	replaced  use = "replaced" // a snapshot, by a volume of its own: see Flatten
 )
 
 // mark says who has an object. It is one tag, so that it changes as a whole.
@@ -72,7 +73,7 @@ func parseMark(text string) (mark, error) {
 	}
 	host, ok := decode(parts[3])
 	m := mark{use: use(parts[1]), generation: generation, owner: repository.Owner{Host: host, Machine: machine}}
-	if !ok || !slices.Contains([]use{free, owned, undrained, deleting}, m.use) || m.tag() != markTag+text {
+	if !ok || !slices.Contains([]use{free, owned, undrained, deleting, replaced}, m.use) || m.tag() != markTag+text {
 		return mark{}, bad
 	}
 	return m, nil
@@ -125,7 +126,8 @@ func read(v lvm.Volume) (volume, error) {
 			return o, fault.Errorf(fault.Corrupt, "logical volume %s: %w", v.Name, err)
 		}
 	}
-	if strings.HasPrefix(v.Name, objectPrefix) && (o.size < 0 || o.mark.use == "") {
+	isObject := strings.HasPrefix(v.Name, objectPrefix) || strings.HasPrefix(v.Name, copyPrefix) && o.mark.use != ""
+	if isObject && (o.size < 0 || o.mark.use == "") {
 		return o, fault.Errorf(fault.Corrupt, "logical volume %s has lost its tags, it has %q", v.Name, v.Tags)
 	}
 	return o, nil

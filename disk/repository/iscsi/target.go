@@ -310,6 +310,9 @@ func (t *persistent) grow(ctx context.Context, size int64) error {
 	if size <= old {
 		return nil
 	}
+	if err := r.extendable(ctx, t.volume); err != nil {
+		return err
+	}
 	if err := r.extend(ctx, t.volume, size); err != nil {
 		return err
 	}
@@ -333,6 +336,25 @@ func (t *persistent) grow(ctx context.Context, size int64) error {
 	t.volume = v
 	if err := t.open(ctx); err != nil {
 		return t.lose(err)
+	}
+	return nil
+}
+
+// extendable is an error for what LVM does not make longer while it is in use: a snapshot, and what snapshots stand on.
+func (r *Repository) extendable(ctx context.Context, v volume) error {
+	if v.Thin {
+		return nil
+	}
+	all, err := r.volumes(ctx)
+	if err != nil {
+		return err
+	}
+	if v.Snapshot {
+		parent, _ := objectName(v.Origin)
+		return fault.Errorf(fault.WrongState, "is a snapshot of %s, and cannot be made longer than %d bytes before it is independent: hayloft image flatten IMAGE", parent, v.Size)
+	}
+	if err := r.needed(ctx, v, all); err != nil {
+		return fault.Errorf(fault.ClassOf(err), "cannot be made longer than %d bytes: %w", v.Size, err)
 	}
 	return nil
 }

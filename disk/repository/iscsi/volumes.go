@@ -23,11 +23,17 @@ func (r *Repository) volumes(ctx context.Context) ([]lvm.Volume, error) {
 	}
 	// One of several segments may be listed several times.
 	seen := map[string]bool{}
-	return slices.DeleteFunc(all, func(v lvm.Volume) bool {
+	all = slices.DeleteFunc(all, func(v lvm.Volume) bool {
 		again := seen[v.UUID]
 		seen[v.UUID] = true
 		return again
-	}), err
+	})
+	for i := range all {
+		if all[i].Snapshot {
+			all[i].Size = all[i].OriginSize // as its device is; what it has for changes counts nowhere here
+		}
+	}
+	return all, err
 }
 
 // find gives the volume that fits: fault.NotFound, fault.Busy when it is not ours.
@@ -40,18 +46,55 @@ func (r *Repository) find(ctx context.Context, fits func(lvm.Volume) bool) (volu
 	if i < 0 {
 		return volume{}, fault.Errorf(fault.NotFound, "there is none")
 	}
-	if !ours(all[i]) {
-		return volume{}, fault.Errorf(fault.Busy, "the group has a volume %s (%s) that is not Hayloft's: it is left alone", all[i].Name, all[i].UUID)
+	return readOurs(all[i])
+}
+
+// readOurs is read, and fault.Busy for a volume that is not ours.
+func readOurs(v lvm.Volume) (volume, error) {
+	if !ours(v) {
+		return volume{}, fault.Errorf(fault.Busy, "the group has a volume %s (%s) that is not Hayloft's: it is left alone", v.Name, v.UUID)
 	}
-	return read(all[i])
+	return read(v)
 }
 
 func named(name string) func(lvm.Volume) bool {
 	return func(v lvm.Volume) bool { return v.Name == name }
 }
 
+// lookup gives the volume that an object is.
 func (r *Repository) lookup(ctx context.Context, name string) (volume, error) {
-	return r.find(ctx, named(objectPrefix+encode(name)))
+	all, err := r.volumes(ctx)
+	if err != nil {
+		return volume{}, err
+	}
+	return r.lookupIn(ctx, all, name)
+}
+
+func (r *Repository) lookupIn(ctx context.Context, all []lvm.Volume, name string) (volume, error) {
+	v, before, err := resolve(all, name)
+	if err == nil && v.mark.use == "" { // whoever made it independent has not come to that
+		return r.promote(ctx, v, before.mark.generation)
+	}
+	return v, err
+}
+
+// resolve finds the volume that an object is, and the snapshot that was it before, if that is still there.
+func resolve(all []lvm.Volume, name string) (v, before volume, err error) {
+	none := fault.Errorf(fault.NotFound, "there is none")
+	if i := slices.IndexFunc(all, named(objectPrefix+encode(name))); i >= 0 {
+		if v, err = readOurs(all[i]); err != nil || v.mark.use != replaced {
+			return v, before, err
+		}
+		before = v
+	}
+	i := slices.IndexFunc(all, named(copyPrefix+encode(name)))
+	if i < 0 || !ours(all[i]) {
+		return volume{}, before, none
+	}
+	if v, err = read(all[i]); err == nil && v.mark.use == "" && before.UUID == "" {
+		return volume{}, before, none // it is being filled
+	}
+	return v, before, err
 }
 
 // again looks the same volume up, whatever its name is now.
@@ -81,13 +124,47 @@ func (r *Repository) setMark(ctx context.Context, v volume, to mark, remove, add
 	return err == nil && v.mark == to, err
 }
 
-// remove removes a volume for good. Nobody else may have a reason to.
+// remove removes a volume for good. Nobody else may have a reason to. fault.Busy when snapshots stand on it: LVM looks at that
+// under its lock, as it would remove them too.
 func (r *Repository) remove(ctx context.Context, v volume) error {
-	err := r.tools(ctx).Remove(ctx, r.group, v.Name)
+	tools := lvm.Tools{Runner: attended{Repository: r, caller: ctx, selection: removable(v)}}
+	err := tools.Remove(ctx, r.group, v.Name)
 	if fault.Is(err, fault.NotFound) {
 		return nil
 	}
+	if err != nil || v.Thin {
+		return err
+	}
+	all, err := r.volumes(ctx)
+	if err == nil && slices.ContainsFunc(all, func(other lvm.Volume) bool { return other.UUID == v.UUID && other.IsOrigin }) {
+		err = fault.Errorf(fault.Busy, "logical volume %s: snapshots stand on it", v.Name)
+	}
 	return err
+}
+
+// removable is lvmreport(7)'s selection of that volume, unless it is the origin of a snapshot that is not thin.
+func removable(v volume) string {
+	return fmt.Sprintf(`lv_uuid="%s" && !(lv_role={"thickorigin"})`, v.UUID)
+}
+
+// activate sees to it that a volume has its device.
+func (r *Repository) activate(ctx context.Context, v volume) error {
+	if v.Snapshot && v.Broken {
+		return fault.Errorf(fault.Corrupt, "logical volume %s is a snapshot that LVM calls invalid", v.Name)
+	}
+	if v.Suspended { // by an LVM that died, or still works: this waits for that
+		if err := r.tools(ctx).Resume(ctx, r.group, v.Name); err != nil {
+			return err
+		}
+	}
+	if v.Active {
+		return nil
+	}
+	name := v.Name
+	if v.Snapshot {
+		name = v.Origin // they come together, and LVM has to be asked for the origin
+	}
+	return r.tools(ctx).Activate(ctx, r.group, name)
 }
 
 // extend makes a volume longer, in whole granules.
@@ -115,12 +192,12 @@ func (r *Repository) List(ctx context.Context, prefix string) ([]repository.Info
 	}
 	var list []repository.Info
 	for _, one := range all {
-		name, ok := nameOf(one.Name, objectPrefix)
+		name, ok := objectName(one.Name)
 		if !ok || !ours(one) || !strings.HasPrefix(name, prefix) {
 			continue
 		}
-		v, err := read(one)
-		if err != nil {
+		v, _, err := resolve(all, name)
+		if err != nil || v.UUID != one.UUID {
 			continue // whoever opens it learns what is wrong
 		}
 		list = append(list, repository.Info{Name: name, Size: v.size, Modified: v.modified})

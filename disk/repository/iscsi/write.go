@@ -170,6 +170,9 @@ func (w *writer) grow(end, more int64) error {
 	if err := w.close(true); err != nil {
 		return err
 	}
+	if w.volume.Snapshot {
+		return w.detach(end)
+	}
 	err := r.extend(w.ctx, w.volume, max(end, w.volume.Size+more))
 	if fault.Is(err, fault.OutOfSpace) && end < w.volume.Size+more {
 		err = r.extend(w.ctx, w.volume, end)

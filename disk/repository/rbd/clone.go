@@ -95,6 +95,9 @@ func (r *Repository) Flatten(ctx context.Context, name string) error {
 	return r.object(name, r.leave(context.WithoutCancel(ctx), i.Parent))
 }
 
+// DependentKind implements repository.Depender.
+func (r *Repository) DependentKind() repository.CloneKind { return repository.RBDClone }
+
 // Parent implements repository.Cloner.
 func (r *Repository) Parent(ctx context.Context, name string) (string, error) {
 	if err := repository.CheckName(name); err != nil {

@@ -55,6 +55,7 @@ var (
 	_ repository.Repository = (*Repository)(nil)
 	_ repository.Writable   = (*Repository)(nil)
 	_ repository.Cloner     = (*Repository)(nil)
+	_ repository.Depender   = (*Repository)(nil)
 	_ repository.Sweeper    = (*Repository)(nil)
 )
 

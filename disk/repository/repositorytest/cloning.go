@@ -71,7 +71,7 @@ func begin(t *testing.T, c repository.Cloner, from, name string) (repository.Wri
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Contains([]repository.CloneKind{repository.Copied, repository.Reflinked, repository.ThinClone, repository.RBDClone}, kind) {
+	if !slices.Contains([]repository.CloneKind{repository.Copied, repository.Reflinked, repository.ThinClone, repository.RBDClone, repository.LVMSnapshot}, kind) {
 		t.Errorf("clone of kind %q", kind)
 	}
 	return w, kind
