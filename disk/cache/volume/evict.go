@@ -67,12 +67,12 @@ func (v *volume) evict() bool {
 			continue
 		}
 		start, end := v.chunkRange(c)
-		h := v.ranges.tryLock(start, end)
+		h := v.ranges.TryLock(start, end)
 		if h == nil {
 			continue
 		}
 		gone := v.present.has(c) && v.drop(c, c+1) == nil
-		h.unlock()
+		h.Unlock()
 		if gone {
 			return true
 		}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"hayloft/cloud/fault"
+	"hayloft/internal/ranges"
 )
 
 const (
@@ -61,11 +62,11 @@ func (v *volume) board(chunk, last int64) (*flight, error) {
 func (v *volume) fly(f *flight) {
 	start, _ := v.chunkRange(f.first)
 	_, end := v.chunkRange(f.last - 1)
-	var h *hold
+	var h *ranges.Hold
 	err := v.flights.memory.Acquire(v.life, f.last-f.first)
 	if err == nil {
 		defer v.flights.memory.Release(f.last - f.first)
-		h, err = v.ranges.lock(v.life, start, end)
+		h, err = v.ranges.Lock(v.life, start, end)
 	}
 	if err == nil {
 		err = v.patient(v.life, func() error {
@@ -91,7 +92,7 @@ func (v *volume) fly(f *flight) {
 	}
 	v.flights.mu.Unlock()
 	if h != nil {
-		h.unlock()
+		h.Unlock()
 	}
 	close(f.done)
 }
@@ -230,11 +231,11 @@ func (f *flight) wait(ctx context.Context) error {
 func (v *volume) forget(ctx context.Context, first, last int64) error {
 	start, _ := v.chunkRange(first)
 	_, end := v.chunkRange(last - 1)
-	h, err := v.ranges.lock(ctx, start, end)
+	h, err := v.ranges.Lock(ctx, start, end)
 	if err != nil {
 		return fault.As(fault.Unavailable, err)
 	}
-	defer h.unlock()
+	defer h.Unlock()
 	return v.drop(first, last)
 }
 

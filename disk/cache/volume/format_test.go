@@ -231,38 +231,6 @@ func TestManySpans(t *testing.T) {
 	}
 }
 
-func TestRangesAreOrdered(t *testing.T) {
-	var r ranges
-	a, err := r.lock(t.Context(), 0, 10)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if r.tryLock(5, 15) != nil {
-		t.Fatal("two hold byte 5")
-	}
-	other := r.tryLock(10, 20)
-	if other == nil {
-		t.Fatal("byte 10 is free")
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := r.lock(ctx, 0, 30); err == nil {
-		t.Fatal("locked what is held")
-	}
-	got := make(chan *hold)
-	go func() {
-		h, _ := r.lock(context.Background(), 0, 30)
-		got <- h
-	}()
-	a.unlock()
-	other.unlock()
-	h := <-got
-	h.unlock()
-	if len(r.all) != 0 {
-		t.Fatalf("%d are left", len(r.all))
-	}
-}
-
 func TestIsZero(t *testing.T) {
 	for _, n := range []int{0, 1, 511, chunkSize, len(zeros) + 3} {
 		p := make([]byte, n)

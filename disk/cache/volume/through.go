@@ -33,11 +33,11 @@ func (v *volume) applyOnce(ctx context.Context, c change, keep bool) error {
 }
 
 func (v *volume) applyAs(ctx context.Context, c change, keep bool, patience time.Duration) error {
-	h, err := v.ranges.lock(ctx, c.offset, c.end())
+	h, err := v.ranges.Lock(ctx, c.offset, c.end())
 	if err != nil {
 		return err
 	}
-	defer h.unlock()
+	defer h.Unlock()
 	u, err := v.beginUpdate(c, keep)
 	if err != nil {
 		return fmt.Errorf("map: %w", err)

@@ -20,6 +20,7 @@ import (
 	"hayloft/disk/cache"
 	"hayloft/disk/cache/storage"
 	"hayloft/disk/export"
+	"hayloft/internal/ranges"
 )
 
 const (
@@ -54,7 +55,7 @@ type volume struct {
 	data        storage.File
 	present     *bitmap
 	residents   residents
-	ranges      ranges
+	ranges      ranges.Queue
 	flights     flights
 	writers     writers
 	back        *backlog // BACK
