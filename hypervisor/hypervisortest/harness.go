@@ -60,7 +60,7 @@ type Harness struct {
 	FirstID       int           // of the machines; tests count up from here
 	Many          int           // machines in the parallel test; 0: 8
 	Rounds        int           // of the races; 0: 10
-	Patience      time.Duration // for what a guest does by itself; 0: 10 s
+	Patience      time.Duration // for what a guest does by itself; 0: 2 minutes
 }
 
 // rig is one test's driver and machines.
@@ -85,7 +85,7 @@ func Run(t *testing.T, h Harness) {
 		h.SlowFor = time.Second
 	}
 	if h.Patience == 0 {
-		h.Patience = 10 * time.Second
+		h.Patience = 2 * time.Minute
 	}
 	next := h.FirstID
 	for _, c := range suite {

@@ -25,7 +25,7 @@ func awaitGuestOff(t testing.TB, m hypervisor.Machine) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(longest)
 	for time.Now().Before(deadline) {
 		var state struct{ Status string }
 		if err := client.Execute(t.Context(), "query-status", nil, &state); err != nil {

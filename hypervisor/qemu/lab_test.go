@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 
@@ -195,7 +194,7 @@ func TestConformance(t *testing.T) {
 		},
 		Leftovers: leftovers,
 		BootMark:  bootMark, ConsoleInput: "hello\r", ConsoleOutput: "hello",
-		Console: true, Meter: true, Freeze: true, Save: true, Rounds: 4, Many: 6, Patience: 20 * time.Second,
+		Console: true, Meter: true, Freeze: true, Save: true, Rounds: 4, Many: 6, Patience: longest,
 	})
 }
 

@@ -81,9 +81,9 @@ const linuxMark = "tiny: tiny ready at"
 
 func (l *lab) patient(what string, holds func() bool) {
 	l.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !holds(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(longest); !holds(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			l.Fatalf("not within 30 s: %s; domains and console: %s", what, l.logged())
+			l.Fatalf("not within %s: %s; domains and console: %s", longest, what, l.logged())
 		}
 	}
 }

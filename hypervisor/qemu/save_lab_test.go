@@ -23,7 +23,7 @@ func (l *lab) echoes(id int) bool {
 		return false
 	}
 	defer c.Close()
-	stop := time.AfterFunc(20*time.Second, func() { c.Close() })
+	stop := time.AfterFunc(longest, func() { c.Close() })
 	defer stop.Stop()
 	if _, err := io.WriteString(c, "z"); err != nil {
 		l.Error(err)
@@ -149,9 +149,6 @@ func TestStartCost(t *testing.T) {
 		qemu += u.CPUSeconds
 	}
 	t.Logf("Start: %v wall, %v of the driver's CPU, %.0f ms of QEMU's CPU", wall/rounds, (cpuTime(t)-before)/rounds, qemu*1000/rounds)
-	if wall/rounds > 5*time.Second {
-		t.Errorf("a Start takes %v", wall/rounds)
-	}
 }
 
 func cpuTime(t *testing.T) time.Duration {

@@ -10,7 +10,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +17,7 @@ import (
 
 	"hayloft/internal/command"
 	"hayloft/internal/undo"
+	"hayloft/lab/port"
 )
 
 // Config says where.
@@ -70,16 +70,14 @@ func (c *Cluster) path(name string) string { return filepath.Join(c.config.Dir, 
 
 // prepare writes the configuration and the keys of all.
 func (c *Cluster) prepare() error {
-	l, err := net.Listen("tcp", net.JoinHostPort(c.config.Address, "0"))
+	number, err := port.Free(c.config.Address)
 	if err != nil {
 		return err
 	}
-	port := l.Addr().(*net.TCPAddr).Port
-	l.Close()
 	var id [16]byte
 	_, _ = rand.Read(id[:])
 	c.fsid = fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
-	c.mon = fmt.Sprintf("%s:%d", c.config.Address, port)
+	c.mon = fmt.Sprintf("%s:%d", c.config.Address, number)
 	conf := fmt.Sprintf(`[global]
 fsid = %s
 mon initial members = a

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hayloft/lab/labtest"
+	"hayloft/lab/port"
 )
 
 // Server is one sshd, which lets root in.
@@ -62,11 +63,11 @@ func New(dir string, lines ...string) (*Server, error) {
 	if err := os.MkdirAll("/run/sshd", 0o755); err != nil { // sshd refuses to start without
 		return nil, err
 	}
-	port, err := freePort()
+	number, err := port.Free("127.0.0.1")
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{dir: dir, program: program, Port: port, KeyFile: dir + "/user", StrangerFile: dir + "/stranger",
+	s := &Server{dir: dir, program: program, Port: number, KeyFile: dir + "/user", StrangerFile: dir + "/stranger",
 		KnownHostsFile: dir + "/known_hosts", OtherHostsFile: dir + "/other_hosts", EmptyHostsFile: dir + "/empty_hosts"}
 	s.Host = fmt.Sprintf("root@127.0.0.1:%d", s.Port)
 	keys := map[string]ssh.PublicKey{}
@@ -117,7 +118,7 @@ func (s *Server) Restart() error {
 	}
 	ended := make(chan struct{})
 	go func(cmd *exec.Cmd) { _ = cmd.Wait(); close(ended) }(s.cmd) // ends with sshd, at Kill
-	for limit := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for limit := time.Now().Add(2 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", s.Port))
 		if err == nil {
 			return c.Close()
@@ -199,7 +200,7 @@ func signal(pids []int, s unix.Signal) {
 
 // waitGone waits until the processes have ended, which they have been told to.
 func waitGone(pids []int) {
-	for limit := time.Now().Add(5 * time.Second); time.Now().Before(limit); time.Sleep(2 * time.Millisecond) {
+	for limit := time.Now().Add(time.Minute); time.Now().Before(limit); time.Sleep(2 * time.Millisecond) {
 		alive := false
 		for _, pid := range pids {
 			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -211,15 +212,6 @@ func waitGone(pids []int) {
 			return
 		}
 	}
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
 // newKey writes a private key and gives its public part.

@@ -50,9 +50,9 @@ func TestAccess(t *testing.T) {
 		class          fault.Class
 		patience       time.Duration
 	}{ // a password takes long to check under the race detector
-		{"wrong password", "root", "straw", config, fault.Permission, 20 * time.Second},
-		{"user without a role", "guest", "straw", config, fault.Permission, 20 * time.Second},
-		{"no user", "", "", config, fault.Permission, 20 * time.Second},
+		{"wrong password", "root", "straw", config, fault.Permission, patience},
+		{"user without a role", "guest", "straw", config, fault.Permission, patience},
+		{"no user", "", "", config, fault.Permission, patience},
 		{"foreign certificate", "root", "hay", stranger, fault.Unavailable, time.Second},
 	} {
 		_, err := Connect(t.Context(), ClientConfig{Endpoints: []string{"https://127.0.0.1:" + port}, TLS: row.tls,
@@ -61,7 +61,7 @@ func TestAccess(t *testing.T) {
 			t.Errorf("%s: %v (%v)", row.name, err, fault.ClassOf(err))
 		}
 	}
-	s, err := Connect(t.Context(), ClientConfig{Endpoints: []string{"https://127.0.0.1:" + port}, TLS: config, Username: "root", Password: "hay"})
+	s, err := Connect(t.Context(), ClientConfig{Endpoints: []string{"https://127.0.0.1:" + port}, TLS: config, Username: "root", Password: "hay", DialTimeout: patience})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"runtime"
 	"slices"
 	"strconv"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"hayloft/cloud/fault"
+	"hayloft/lab/port"
 	"hayloft/store"
 	"hayloft/store/storetest"
 )
@@ -39,7 +39,7 @@ func startCluster(t *testing.T) *cluster {
 	var starting errgroup.Group
 	for i := range n {
 		cfg := Config{Dir: t.TempDir(), Name: memberName(i), PeerURL: peers[memberName(i)], ClientURL: c.endpoints[i],
-			Members: peers, Heartbeat: 50 * time.Millisecond}
+			Members: peers, Heartbeat: 200 * time.Millisecond}
 		starting.Go(func() (err error) {
 			c.members[i], err = join(t.Context(), cfg)
 			return err
@@ -57,18 +57,21 @@ func startCluster(t *testing.T) *cluster {
 	return c
 }
 
+// patience is how long tests wait for what must come, on a machine with much else to do.
+const patience = 2 * time.Minute
+
 func memberName(i int) string { return "m" + strconv.Itoa(i) }
 
 func freePorts(t *testing.T, n int) (ports []string) {
 	t.Helper()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	for len(ports) < n {
+		free, err := port.Free("127.0.0.1")
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer l.Close()
-		_, port, _ := net.SplitHostPort(l.Addr().String())
-		ports = append(ports, port)
+		if number := strconv.Itoa(free); !slices.Contains(ports, number) {
+			ports = append(ports, number)
+		}
 	}
 	return ports
 }
@@ -78,12 +81,8 @@ func (c *cluster) stop(t *testing.T, i int) {
 		return
 	}
 	c.stopOnce[i].Do(func() {
-		begin := time.Now()
 		if err := c.members[i].stop(); err != nil {
 			t.Error(err)
-		}
-		if took := time.Since(begin); took > 5*time.Second {
-			t.Errorf("member %d took %v to stop", i, took)
 		}
 	})
 }
@@ -108,7 +107,7 @@ func (c *cluster) killLeader(t *testing.T) {
 	t.Helper()
 	leader := c.leader()
 	for begin := time.Now(); leader < 0; leader = c.leader() {
-		if time.Since(begin) > 30*time.Second {
+		if time.Since(begin) > patience {
 			t.Fatal("the cluster has no leader")
 		}
 		runtime.Gosched()
@@ -195,7 +194,7 @@ func leaderKilled(t *testing.T, c *cluster) {
 // write creates the key, trying again while the cluster has no leader.
 func write(t *testing.T, s store.Store, key string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	retry := time.NewTicker(20 * time.Millisecond)
 	defer retry.Stop()

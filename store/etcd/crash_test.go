@@ -23,7 +23,7 @@ const helperDir = "HAYLOFT_ETCD_TEST_DIR"
 // helper writes pairs of records and prints the number of each when it is acknowledged.
 func helper(dir string) {
 	ctx := context.Background()
-	s, err := Embedded(ctx, Config{Dir: dir})
+	s, err := Embedded(ctx, Config{Dir: dir, ElectionTTL: time.Hour}) // nobody waits for the end of that
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(fault.ClassOf(err).ExitStatus())
@@ -68,14 +68,10 @@ func TestKilled(t *testing.T) {
 	for acknowledged < 300 && out.Scan() {
 		acknowledged, _ = strconv.Atoi(out.Text())
 	}
-	begin := time.Now()
 	if _, err := Embedded(t.Context(), Config{Dir: dir}); !fault.Is(err, fault.Busy) {
 		t.Fatalf("a directory in use: %v", err)
 	} else {
 		t.Log(err)
-	}
-	if took := time.Since(begin); took > 2*time.Second {
-		t.Errorf("that took %v", took)
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -99,11 +95,11 @@ func TestKilled(t *testing.T) {
 	if string(left.Value) != string(right.Value) || left.Revision != right.Revision || kept < acknowledged || kept > acknowledged+1 {
 		t.Errorf("acknowledged %d, found %q at %d and %q at %d", acknowledged, left.Value, left.Revision, right.Value, right.Revision)
 	}
-	begin = time.Now()
+	begin := time.Now()
 	if _, err := s.Campaign(t.Context(), "boss", "next"); err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(begin); took > 5*time.Second {
+	if took := time.Since(begin); took > patience {
 		t.Errorf("the killed process kept its leadership for %v", took)
 	}
 }
