@@ -1,7 +1,6 @@
 package main
 
 import (
-	"log/slog"
 	"maps"
 	"slices"
 
@@ -12,16 +11,10 @@ import (
 )
 
 // kernelCaches are the drivers of LC_MAD that are the kernel's.
-var kernelCaches = map[string]func(instance string, log *slog.Logger) (kernelcache.Driver, error){
-	"dm-cache": func(instance string, log *slog.Logger) (kernelcache.Driver, error) {
-		return dmcache.New(dmcache.Config{Instance: instance, Log: log})
-	},
-	"bcache": func(instance string, log *slog.Logger) (kernelcache.Driver, error) {
-		return bcache.New(bcache.Config{Instance: instance, Log: log})
-	},
-	"flashcache": func(instance string, log *slog.Logger) (kernelcache.Driver, error) {
-		return flashcache.New(flashcache.Config{Instance: instance, Log: log})
-	},
+var kernelCaches = map[string]func(kernelcache.Config) (kernelcache.Driver, error){
+	"dm-cache":   dmcache.New,
+	"bcache":     bcache.New,
+	"flashcache": flashcache.New,
 }
 
 func kernelCacheNames() []string { return slices.Sorted(maps.Keys(kernelCaches)) }

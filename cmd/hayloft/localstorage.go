@@ -128,7 +128,7 @@ func (f *storageFlags) openCache(ctx context.Context, instance string, c *way.Co
 		c.Kernel = noCache{}
 		told.LcModes = []string{string(cache.None)}
 	default:
-		driver, err := kernelCaches[f.lcMad](instance, log)
+		driver, err := kernelCaches[f.lcMad](kernelcache.Config{Instance: instance, Log: log})
 		if err == nil {
 			err = driver.Check(ctx)
 		}

@@ -6,13 +6,25 @@ package kernelcache
 
 import (
 	"context"
+	"log/slog"
+	"time"
 
 	"hayloft/disk/cache"
+	"hayloft/internal/command"
 )
+
+// Config of a driver.
+type Config struct {
+	Instance string         // tags what is made: mapped devices are named Instance-NAME
+	Runner   command.Runner // nil: the host's programs
+	Log      *slog.Logger   // nil: slog.Default()
+	// Patience is for how long a Flush goes on when nothing gets to the source any more; 0: 1 minute.
+	Patience time.Duration
+}
 
 // Spec is one cached device.
 type Spec struct {
-	Name   string     // "12.0": machine and disk; the devices made are named hayloft-INSTANCE-NAME or as the driver can, tagged as ours
+	Name   string     // "12.0": machine and disk; the devices made are named INSTANCE-NAME, tagged as ours
 	Source string     // block device of the persistent image, whose bytes are the image's before and after: nothing of a cache is written to it
 	Local  string     // block device of the local store, all of which the cache may use
 	Mode   cache.Mode // AROUND, THRU, BACK, where the driver can: see Modes

@@ -12,6 +12,7 @@ import (
 	"hayloft/disk"
 	"hayloft/disk/cache"
 	"hayloft/disk/device"
+	"hayloft/disk/kernelcache"
 	"hayloft/disk/kernelcache/dmcache"
 	"hayloft/disk/localstore"
 	"hayloft/lab/labtest"
@@ -25,7 +26,7 @@ func TestGuestDMCacheOnLVM(t *testing.T) {
 	run(t, "modprobe", "loop", "max_loop=0") // hosts have its control device from the start
 	t.Cleanup(func() { run(t, "modprobe", "-r", "loop") })
 	b := onLVM(t, localstore.Thick)
-	driver, err := dmcache.New(dmcache.Config{Instance: "way", Log: slog.New(slog.DiscardHandler)})
+	driver, err := dmcache.New(kernelcache.Config{Instance: "way", Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,7 +19,7 @@ import (
 // nothing to do. So when the kernel has a cache in mode BACK again, before anybody has the device, what it shows is compared
 // with the source, and written there where the two differ. It reads all of the image. A source that has no write cache of its
 // own loses nothing and is left alone.
-func (d *Driver) catchUp(ctx context.Context, s kernelcache.Spec, bcache string, h local.Header) (err error) {
+func (k kernel) catchUp(ctx context.Context, s kernelcache.Spec, bcache string, h local.Header) (err error) {
 	if !hasWriteCache(s.Source) {
 		return nil
 	}
@@ -62,7 +62,7 @@ func (d *Driver) catchUp(ctx context.Context, s kernelcache.Spec, bcache string,
 		written += n
 	}
 	if written > 0 {
-		d.log.Info("bcache: source lacked what the cache had", "name", s.Name, "source", s.Source, "bytes", written)
+		k.log.Info("bcache: source lacked what the cache had", "name", s.Name, "source", s.Source, "bytes", written)
 	}
 	return to.Sync()
 }

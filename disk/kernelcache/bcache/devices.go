@@ -18,43 +18,18 @@ import (
 // superblockSpace is the piece of the local volume that the backing device begins with, of which it has dataOffset.
 const superblockSpace = 1 << 20
 
-// prepare makes the local volume ready, or finds that it was before, with what may be dirty.
-func (d *Driver) prepare(s kernelcache.Spec) (h local.Header, continues bool, err error) {
-	h, err = local.Find(driver, d.instance, s)
-	if err == nil {
-		if err := h.Fits(s); err != nil {
-			return h, false, err
-		}
-		if h.Continues() {
-			return h, true, nil
-		}
-	} else if !errors.Is(err, local.ErrBlank) {
-		return h, false, err
-	}
-	source, err := local.Size(s.Source)
-	if err != nil {
-		return h, false, err
-	}
-	size, err := local.Size(s.Local)
-	if err != nil {
-		return h, false, err
-	}
-	space := size - local.Space - superblockSpace
+func (k kernel) Layout(size int64) (local.Header, error) {
+	space := size - superblockSpace
 	bucket := bucketFor(space)
-	h = local.Header{Driver: driver, Instance: d.instance, Name: s.Name, Mode: s.Mode, Source: source, Metadata: superblockSpace,
-		Data: space / bucket * bucket, Block: bucket, Set: newUUID()}
+	h := local.Header{Metadata: superblockSpace, Data: space / bucket * bucket, Block: bucket, Set: newUUID()}
 	if h.Data < leastBuckets*bucket {
-		return h, false, fault.Errorf(fault.OutOfSpace, "a local volume of %d bytes is too small for a cache: at least %d are wanted", size,
-			local.Space+superblockSpace+leastBuckets*bucket)
+		return h, local.TooSmall(superblockSpace + leastBuckets*bucket)
 	}
-	if err := d.format(s, h); err != nil {
-		return h, false, err
-	}
-	return h, false, local.Write(s.Local, h)
+	return h, nil
 }
 
-// format writes the superblocks of a new cache and its backing device.
-func (d *Driver) format(s kernelcache.Spec, h local.Header) error {
+// Format writes the superblocks of a new cache and its backing device.
+func (k kernel) Format(s kernelcache.Spec, h local.Header) error {
 	block := int64(512)
 	for _, path := range []string{s.Source, s.Local} {
 		f, err := os.Open(path)
@@ -67,10 +42,7 @@ func (d *Driver) format(s kernelcache.Spec, h local.Header) error {
 		}
 		block = max(block, int64(n))
 	}
-	if err := h.Blank(s.Local); err != nil {
-		return err
-	}
-	label := d.name(s, "")
+	label := k.Name(s, "")
 	for _, one := range []struct {
 		at int64
 		superblock
@@ -89,19 +61,18 @@ func (d *Driver) format(s kernelcache.Spec, h local.Header) error {
 	return nil
 }
 
-// putUp makes the mapped devices and has bcache run on them; continues says that the cache is not new.
-func (d *Driver) putUp(ctx context.Context, s kernelcache.Spec, h local.Header, continues bool) error {
-	sectors := func(bytes int64) int64 { return bytes / dm.SectorSize }
-	cacheTable := dm.LinearTable(dm.Linear{Device: s.Local, From: sectors(local.Space + h.Metadata), Sectors: sectors(h.Data)})
-	backTable := dm.LinearTable(dm.Linear{Device: s.Local, From: sectors(local.Space), Sectors: dataOffset},
-		dm.Linear{Device: s.Source, From: 0, Sectors: sectors(h.Source)})
+// PutUp makes the mapped devices and has bcache run on them.
+func (k kernel) PutUp(ctx context.Context, s kernelcache.Spec, h local.Header, continues bool) error {
+	superblock := h.MetadataOf(s.Local)
+	superblock.Sectors = dataOffset
+	backTable := dm.LinearTable(superblock, dm.Linear{Device: s.Source, Sectors: h.Source / dm.SectorSize})
 	// The backing device first: it waits for its cache, which finds the delay set. What is dirty after a reboot is looked for
 	// at once, and then not before the delay is over, which is half a minute by itself.
-	for _, one := range []struct{ part, table string }{{backPart, backTable}, {cachePart, cacheTable}} {
-		if err := d.dm.Create(ctx, d.name(s, one.part), d.uuid(s, one.part), one.table); err != nil {
+	for _, one := range []struct{ part, table string }{{backPart, backTable}, {cachePart, dm.LinearTable(h.DataOf(s.Local))}} {
+		if err := k.CreatePart(ctx, s, one.part, one.table); err != nil {
 			return err
 		}
-		made, err := d.device(ctx, s, one.part)
+		made, err := k.Part(ctx, s, one.part)
 		if err != nil {
 			return err
 		}
@@ -114,7 +85,7 @@ func (d *Driver) putUp(ctx context.Context, s kernelcache.Spec, h local.Header, 
 			}
 		}
 	}
-	back, err := d.device(ctx, s, backPart)
+	back, err := k.Part(ctx, s, backPart)
 	if err != nil {
 		return err
 	}
@@ -129,11 +100,11 @@ func (d *Driver) putUp(ctx context.Context, s kernelcache.Spec, h local.Header, 
 		return err
 	}
 	if continues {
-		if err := d.catchUp(ctx, s, bcache, h); err != nil {
+		if err := k.catchUp(ctx, s, bcache, h); err != nil {
 			return err
 		}
 	}
-	return d.dm.Create(ctx, d.name(s, ""), d.uuid(s, ""), dm.LinearTable(dm.Linear{Device: bcache, Sectors: sectors(h.Source)}))
+	return k.CreatePart(ctx, s, "", dm.LinearTable(dm.Linear{Device: bcache, Sectors: h.Source / dm.SectorSize}))
 }
 
 // awaken has bcache look for what is dirty. When the host went down after everything had got to the source, the kernel's
@@ -162,10 +133,10 @@ func awaken(back dm.Device, bcache string) error {
 	return errors.Join(err, f.Close())
 }
 
-// takeDown has bcache let go of the mapped devices and removes them. What is dirty stays on the local volume.
-func (d *Driver) takeDown(ctx context.Context, s kernelcache.Spec) error {
-	for _, part := range parts {
-		found, err := d.device(ctx, s, part)
+// TakeDown has bcache let go of the mapped devices and removes them.
+func (k kernel) TakeDown(ctx context.Context, s kernelcache.Spec) error {
+	for _, part := range k.Parts {
+		found, err := k.Part(ctx, s, part)
 		if fault.Is(err, fault.NotFound) {
 			continue
 		}
@@ -179,7 +150,7 @@ func (d *Driver) takeDown(ctx context.Context, s kernelcache.Spec) error {
 					return err
 				}
 			}
-			err := d.dm.Remove(ctx, found.Name, found.UUID)
+			err := k.RemovePart(ctx, s, part)
 			if err == nil {
 				break
 			}

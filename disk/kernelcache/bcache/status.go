@@ -1,40 +1,23 @@
 package bcache
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"io/fs"
 	"path/filepath"
-	"time"
 
 	"hayloft/cloud/fault"
-	"hayloft/disk/cache"
 	"hayloft/disk/kernelcache"
 	"hayloft/disk/kernelcache/local"
-	"hayloft/disk/kernelcache/node"
 	"hayloft/internal/dm"
 )
 
-// Status implements kernelcache.Driver.
-func (d *Driver) Status(ctx context.Context, s kernelcache.Spec) (kernelcache.Status, error) {
-	if err := local.CheckSpec(s, d.Modes()); err != nil {
-		return kernelcache.Status{}, d.errorf(s, err)
-	}
-	status, err := d.status(ctx, s)
-	return status, d.errorf(s, err)
-}
-
-// status is fault.NotFound also when the kernel has given a cache up.
-func (d *Driver) status(ctx context.Context, s kernelcache.Spec) (kernelcache.Status, error) {
-	if _, err := d.device(ctx, s, ""); err != nil {
-		return kernelcache.Status{}, err
-	}
-	back, err := d.device(ctx, s, backPart)
+func (k kernel) Status(ctx context.Context, s kernelcache.Spec) (kernelcache.Status, error) {
+	back, err := k.Part(ctx, s, backPart)
 	if err != nil {
 		return kernelcache.Status{}, err
 	}
-	h, err := local.Find(driver, d.instance, s)
+	h, err := k.Header(s)
 	if err != nil {
 		return kernelcache.Status{}, err
 	}
@@ -42,7 +25,6 @@ func (d *Driver) status(ctx context.Context, s kernelcache.Spec) (kernelcache.St
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fault.Errorf(fault.NotFound, "the kernel has given it up: %w", err)
 	}
-	status.Device = node.Path(d.name(s, ""))
 	return status, err
 }
 
@@ -88,54 +70,12 @@ func dirtyOf(back dm.Device) (int64, error) {
 	return dirty, err
 }
 
-// flushEvery is how often the dirty bytes are counted while they are written.
-const flushEvery = 200 * time.Millisecond
-
-// Flush implements kernelcache.Driver.
-func (d *Driver) Flush(ctx context.Context, s kernelcache.Spec, report func(done, total int64)) error {
-	return d.errorf(s, d.flush(ctx, s, report))
-}
-
-func (d *Driver) flush(ctx context.Context, s kernelcache.Spec, report func(done, total int64)) (err error) {
-	if err := local.CheckSpec(s, d.Modes()); err != nil {
-		return err
-	}
-	if report == nil {
-		report = func(int64, int64) {}
-	}
-	there, err := d.device(ctx, s, "")
-	if fault.Is(err, fault.NotFound) {
-		dirty, headerErr := local.MayBeDirty(driver, d.instance, s)
-		if headerErr == nil && dirty {
-			return fault.Errorf(fault.WrongState, "it is not attached, and may have bytes that the source has not: %w", err)
-		}
-		return headerErr
-	}
+// Drain has bcache write all that is dirty, as fast as it can.
+func (k kernel) Drain(ctx context.Context, s kernelcache.Spec, until func(func() (int64, error)) error) (err error) {
+	back, err := k.Part(ctx, s, backPart)
 	if err != nil {
 		return err
 	}
-	h, err := local.Find(driver, d.instance, s)
-	if err != nil || h.Mode != s.Mode {
-		return cmp.Or(err, fault.Errorf(fault.Busy, "is attached in mode %s, not %s", h.Mode, s.Mode))
-	}
-	// What the machine wrote last may still be on its way through the page cache of its device.
-	if err := local.Sync(there.Node); err != nil {
-		return err
-	}
-	if s.Mode == cache.Back {
-		back, err := d.device(ctx, s, backPart)
-		if err != nil {
-			return err
-		}
-		if err := d.drain(ctx, back, report); err != nil {
-			return err
-		}
-	}
-	return local.Sync(s.Source)
-}
-
-// drain has bcache write all that is dirty, as fast as it can, and waits until it has.
-func (d *Driver) drain(ctx context.Context, back dm.Device, report func(done, total int64)) (err error) {
 	dir := sysfs(back)
 	defer func() {
 		if again := errors.Join(setFile(dir, "writeback_percent", normalPercent), setFile(dir, "writeback_delay", normalDelay)); err == nil {
@@ -147,5 +87,5 @@ func (d *Driver) drain(ctx context.Context, back dm.Device, report func(done, to
 			return err
 		}
 	}
-	return local.UntilClean(ctx, flushEvery, d.patience, report, func() (int64, error) { return dirtyOf(back) })
+	return until(func() (int64, error) { return dirtyOf(back) })
 }

@@ -25,7 +25,7 @@ func TestParseStatus(t *testing.T) {
 
 func TestLayout(t *testing.T) {
 	for _, size := range []int64{8 << 20, 64 << 20, 1 << 30, 10 << 40} {
-		h, err := layout("1.0", "x", cache.Back, 1<<30, size)
+		h, err := (kernel{}).Layout(size - local.Space)
 		if err != nil {
 			t.Errorf("%d: %v", size, err)
 			continue
@@ -34,7 +34,7 @@ func TestLayout(t *testing.T) {
 			t.Errorf("%d: %+v", size, h)
 		}
 	}
-	if _, err := layout("1.0", "x", cache.Back, 1<<30, 5<<20); !fault.Is(err, fault.OutOfSpace) {
+	if _, err := (kernel{}).Layout(5<<20 - local.Space); !fault.Is(err, fault.OutOfSpace) {
 		t.Error(err)
 	}
 }

@@ -14,13 +14,13 @@ import (
 
 const suite = kernelcachetest.Instance
 
-func kernel(t *testing.T) kernelcachetest.Kernel {
+func subject(t *testing.T) kernelcachetest.Kernel {
 	t.Helper()
 	return kernelcachetest.Kernel{
 		Disks: labtest.Disks(t, 2),
 		Open: func(t *testing.T, run command.Runner) kernelcache.Driver {
 			t.Helper()
-			d, err := New(Config{Instance: suite, Runner: run, Patience: 5 * time.Second})
+			d, err := New(kernelcache.Config{Instance: suite, Runner: run, Patience: 5 * time.Second})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -43,15 +43,15 @@ func kernel(t *testing.T) kernelcachetest.Kernel {
 
 func TestGuestDMCacheLife(t *testing.T) {
 	labtest.Guest(t)
-	kernelcachetest.Life(t, kernel(t))
+	kernelcachetest.Life(t, subject(t))
 }
 
 func TestGuestDMCacheHost(t *testing.T) {
 	labtest.Guest(t)
-	kernelcachetest.Host(t, kernel(t))
+	kernelcachetest.Host(t, subject(t))
 }
 
 func TestGuestDMCacheFaults(t *testing.T) {
 	labtest.Guest(t)
-	kernelcachetest.Faults(t, kernel(t))
+	kernelcachetest.Faults(t, subject(t))
 }

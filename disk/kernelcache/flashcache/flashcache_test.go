@@ -69,7 +69,7 @@ func (m *module) Run(ctx context.Context, c command.Cmd) ([]byte, error) {
 }
 
 func TestNoModule(t *testing.T) {
-	d, err := New(Config{Instance: "x", Runner: &module{}})
+	d, err := New(kernelcache.Config{Instance: "x", Runner: &module{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +87,7 @@ func TestGuestScripted(t *testing.T) {
 	sysctl := t.TempDir()
 	m := &module{targets: "flashcache       v3.1.1\n", mode: "WRITE_BACK", dirty: 3}
 	settings := filepath.Join(sysctl, "dev/flashcache/x-1.0-ssd+"+filepath.Base(disks[0]))
-	d, err := New(Config{Instance: "x", Runner: m, Sysctl: sysctl})
+	d, err := newIn(kernelcache.Config{Instance: "x", Runner: m}, sysctl)
 	if err == nil {
 		err = os.MkdirAll(settings, 0o700)
 	}

@@ -147,7 +147,7 @@ func sourceFailsIn(s *suite, mode cache.Mode, bad int64) {
 	}
 	defer heal()
 	began := time.Now()
-	if _, err := read(device, 7<<19, 64<<10); err == nil {
+	if _, err := read(device, 13<<18, 64<<10); err == nil {
 		s.Error("what the source cannot give is read")
 	}
 	s.shows(device, 0, model[:64<<10], "what the source can give")
@@ -163,12 +163,12 @@ func sourceFailsIn(s *suite, mode cache.Mode, bad int64) {
 		} else {
 			s.Logf("before the flush: %+v, %v", now, err)
 		}
-	} else if err := write(device, 7<<19, pattern(60, 64<<10)); err == nil {
+	} else if err := write(device, 13<<18, pattern(60, 64<<10)); err == nil {
 		s.Error("what the source cannot take is written")
 	}
 	s.Logf("errors after %.1f s", time.Since(began).Seconds())
 	heal()
-	s.write(s.attach(spec).Device, model, 7<<19, pattern(61, 64<<10))
+	s.write(s.attach(spec).Device, model, 13<<18, pattern(61, 64<<10))
 	s.flush(spec)
 	s.shows(spec.Source, 0, model, "source after it was well again")
 	s.detach(spec)

@@ -16,6 +16,7 @@ import (
 	"hayloft/cloud/fault"
 	"hayloft/disk/cache"
 	"hayloft/disk/kernelcache"
+	"hayloft/internal/dm"
 )
 
 const (
@@ -218,6 +219,21 @@ func GoodName(name string) bool {
 		}
 	}
 	return true
+}
+
+// MetadataOf is the first piece of a volume with this header.
+func (h Header) MetadataOf(path string) dm.Linear {
+	return dm.Linear{Device: path, From: Space / dm.SectorSize, Sectors: h.Metadata / dm.SectorSize}
+}
+
+// DataOf is the piece behind that.
+func (h Header) DataOf(path string) dm.Linear {
+	return dm.Linear{Device: path, From: (Space + h.Metadata) / dm.SectorSize, Sectors: h.Data / dm.SectorSize}
+}
+
+// TooSmall is fault.OutOfSpace for a volume that has fewer bytes behind the header than a cache wants.
+func TooSmall(least int64) error {
+	return fault.Errorf(fault.OutOfSpace, "too small for a cache: at least %d are wanted", Space+least)
 }
 
 // RoundUp gives the next multiple of unit.

@@ -51,9 +51,9 @@ func kernel(ctx context.Context, what, name string, s kernelcache.Spec) error {
 	var err error
 	switch name {
 	case "dm-cache":
-		d, err = dmcache.New(dmcache.Config{Instance: "cut"})
+		d, err = dmcache.New(kernelcache.Config{Instance: "cut"})
 	case "bcache":
-		d, err = bcache.New(bcache.Config{Instance: "cut"})
+		d, err = bcache.New(kernelcache.Config{Instance: "cut"})
 	default:
 		err = fmt.Errorf("driver %q", name)
 	}
