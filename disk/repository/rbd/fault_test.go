@@ -124,7 +124,7 @@ func TestNoEntrance(t *testing.T) {
 			if row.want == fault.Permission || row.name == "no pool" {
 				class(t, "capacity", err, row.want)
 			}
-			if took := time.Since(begun); took > 40*time.Second {
+			if took := time.Since(begun); took > 2*time.Minute {
 				t.Errorf("took %v", took)
 			}
 		})
@@ -142,7 +142,7 @@ func TestOSDHangs(t *testing.T) {
 	}
 	defer s.Close()
 	quick := *r
-	quick.limit = time.Second
+	quick.limit = 8 * time.Second
 	w, err := quick.Create(t.Context(), "w")
 	if err != nil {
 		t.Fatal(err)
@@ -197,7 +197,7 @@ func TestOSDGone(t *testing.T) {
 	c := ceph(t)
 	r := empty(t)
 	written(t, r, "a", "hello")
-	r.limit = 2 * time.Second
+	r.limit = 8 * time.Second
 	s, err := r.Open(t.Context(), "a")
 	if err != nil {
 		t.Fatal(err)
@@ -264,7 +264,7 @@ func TestPoolFull(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.limit = 5 * time.Second
+	r.limit = 15 * time.Second
 	w, err := r.Create(t.Context(), "a")
 	if err != nil {
 		t.Fatal(err)
