@@ -2,6 +2,7 @@ package template
 
 import (
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -144,7 +145,7 @@ func TestParseXMLErrors(t *testing.T) {
 
 // Long inputs that look bad for a parser end in reasonable time: anything quadratic would not.
 func TestNoInputIsSlow(t *testing.T) {
-	begin := time.Now()
+	begin := processorTime(t)
 	for _, unit := range []string{"A=\n", "A=[A=1]", `\"`, "#", "[", "A", "\n", `A="\"" `, "<A/>", "=", "A=[B=1,\n"} {
 		text := strings.Repeat(unit, MaxSize/4/len(unit))
 		for _, head := range []string{"", "X=[", `X="`, "<T>"} {
@@ -164,7 +165,17 @@ func TestNoInputIsSlow(t *testing.T) {
 	if _, err := Parse(keys + "Z=1]"); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(begin); took > 30*time.Second {
-		t.Errorf("took %v", took)
+	if took := processorTime(t) - begin; took > 30*time.Second {
+		t.Errorf("took %v of the processor", took)
 	}
+}
+
+// processorTime is what this process has used: on a busy machine that is far less than what has passed.
+func processorTime(t *testing.T) time.Duration {
+	t.Helper()
+	var used syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
 }
