@@ -99,11 +99,14 @@ func random(n int) []byte {
 	return b
 }
 
+// longest is how long tests wait for what must come, on a machine with much else to do.
+const longest = 2 * time.Minute
+
 func until(t *testing.T, what string, reached func() bool) {
 	t.Helper()
 	for began := time.Now(); !reached(); time.Sleep(time.Millisecond) {
-		if time.Since(began) > 10*time.Second {
-			t.Fatalf("%s: not within 10 s", what)
+		if time.Since(began) > longest {
+			t.Fatalf("%s: not within %v", what, longest)
 		}
 	}
 }
