@@ -9,9 +9,9 @@ import (
 	"fmt"
 	"io"
 	"sync/atomic"
+	"unsafe"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"hayloft/cloud/fault"
 	"hayloft/image"
@@ -130,7 +130,6 @@ func (s *Spec) copy(ctx context.Context, t target) (Result, error) {
 	for range s.Depth {
 		group.Go(func() error {
 			w := worker{spec: s, target: t, counts: &c, meter: m}
-			defer w.free()
 			for {
 				if err := ctx.Err(); err != nil {
 					return err
@@ -164,18 +163,15 @@ type worker struct {
 	buffer []byte
 }
 
-// allocated memory begins at a page, as direct writing needs it.
-func (w *worker) allocate() (err error) {
-	if w.buffer == nil {
-		w.buffer, err = unix.Mmap(-1, 0, w.spec.Block, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	}
-	return err
-}
-
-func (w *worker) free() {
+// allocated memory begins at a page, as direct writing needs it. It is the collector's: a source that did not answer in time may
+// write to it when nobody waits any more.
+func (w *worker) allocate() {
 	if w.buffer != nil {
-		_ = unix.Munmap(w.buffer)
+		return
 	}
+	room := make([]byte, w.spec.Block+align)
+	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(room)))) & (align - 1)
+	w.buffer = room[skip:][:w.spec.Block]
 }
 
 func (w *worker) do(r run) error {
@@ -192,9 +188,7 @@ func (w *worker) do(r run) error {
 		w.meter.add(r.counted)
 		return nil
 	}
-	if err := w.allocate(); err != nil {
-		return err
-	}
+	w.allocate()
 	data := w.buffer[:r.length]
 	if err := w.read(data, r.offset); err != nil {
 		return err

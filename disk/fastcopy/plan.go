@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync"
 
+	"hayloft/cloud/fault"
 	"hayloft/image"
 )
 
@@ -95,6 +96,8 @@ func (p *plan) ranged() (run, error) {
 			p.from, p.to = p.spec.Size, p.spec.Size
 		case err != nil:
 			return run{}, err
+		case from < p.at && to <= p.at, to <= from:
+			return run{}, fault.Errorf(fault.Corrupt, "the source has data from byte %d to %d, looked for from %d", from, to, p.at)
 		default: // whole grains, so that writes are aligned
 			p.from = max(p.at, from/grain*grain)
 			p.to = min(p.spec.Size, (to+grain-1)/grain*grain)
