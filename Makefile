@@ -80,6 +80,7 @@ lab-tests: bin/golden/build
 guest:
 	@lab/packages.sh test
 	HAYLOFT_GUEST_FULL=1 $(GO) test -count=1 -v -timeout 90m -exec '$(AS_ROOT) HAYLOFT_LAB=1 HAYLOFT_GUEST_FULL=1' -run TestGuestPackages ./lab/guest
+	$(GO) test -count=1 -v -timeout 60m -exec '$(AS_ROOT) HAYLOFT_LAB=1 HAYLOFT_GUEST_FULL=1' -run TestStorageServerClones ./disk/repository/iscsi
 
 crash:
 	HAYLOFT_CRASH_POINTS=$(or $(POINTS),1000000) $(GO) test -count=1 -timeout 24h -run TestCrashPoints -v ./disk/cache/proof

@@ -27,8 +27,10 @@
 // The target tells no holes, and cannot give space back: what is read is read whole, and what is discarded is zeroed. The kernel
 // sees whole volumes, so with ATTACH kernel a persistent image must be as long as whole extents of the group.
 //
-// A clone of a thin volume is a thin snapshot and depends on nobody; one of a thick volume is a copy, made on the server.
-// (Snapshots of thick volumes are not used: such an origin cannot grow, and takes its snapshots along when it is removed.)
+// A clone of a thin volume is a thin snapshot and depends on nobody. One of a thick volume is a copy-on-write snapshot with room for
+// all that can change (lvm.SnapshotSpace), and depends on it: LVM removes snapshots with their origin, and does not make an origin longer
+// while one of them is active. Where that does not serve it is a copy, made on the server: see how. A clone that was made
+// independent has its volume under the prefix "hlf-".
 package iscsi
 
 import (

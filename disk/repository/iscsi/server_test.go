@@ -2,6 +2,9 @@ package iscsi
 
 import (
 	"bytes"
+	"context"
+	"fmt"
+	"os"
 	"slices"
 	"testing"
 
@@ -10,6 +13,7 @@ import (
 	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/repository"
+	"hayloft/disk/repository/repositorytest"
 	"hayloft/internal/lvm"
 	"hayloft/lab/guest"
 	"hayloft/lab/ownspace"
@@ -18,16 +22,67 @@ import (
 // The storage server is a guest with real LVM and tgt; this host reads and writes it in user space. Each in a guest of its
 // own: both take longer than one may.
 
-func TestStorageServerThick(t *testing.T) { storageServer(t, "", possession) }
+func TestStorageServerThick(t *testing.T) {
+	storageServer(t, "", func(t *testing.T, r *Repository) { served(t, r, possession) })
+}
 
 func TestStorageServerThin(t *testing.T) {
-	storageServer(t, "pool", func(t *testing.T, r *Repository, want []byte) {
-		cloned(t, r, want)
-		full(t, r)
+	storageServer(t, "pool", func(t *testing.T, r *Repository) {
+		served(t, r, func(t *testing.T, r *Repository, want []byte) {
+			cloned(t, r, want)
+			full(t, r)
+		})
 	})
 }
 
-func storageServer(t *testing.T, pool string, more func(*testing.T, *Repository, []byte)) {
+// TestStorageServerClones is the suite of cloning with real snapshots of thick volumes, in parts that each have a guest.
+func TestStorageServerClones(t *testing.T) {
+	if os.Getenv("HAYLOFT_GUEST_FULL") != "1" {
+		t.Skip("takes many minutes: run by make guest")
+	}
+	const parts = 4
+	for part := range parts {
+		t.Run(fmt.Sprint("part", part), func(t *testing.T) {
+			storageServer(t, "", func(t *testing.T, r *Repository) {
+				repositorytest.Cloning(t, func(t *testing.T) repository.Repository {
+					t.Cleanup(func() { emptied(t, r) })
+					return r
+				}, part, parts)
+			})
+		})
+	}
+}
+
+// emptied removes the objects, those first that depend on others, and sees that nothing else is left.
+func emptied(t *testing.T, r *Repository) {
+	t.Helper()
+	ctx := context.Background()
+	for range 2 {
+		all, err := r.List(ctx, "")
+		if err != nil {
+			t.Error(err)
+		}
+		for _, i := range all {
+			if err := r.Delete(ctx, i.Name); err != nil && !fault.Is(err, fault.Busy) {
+				t.Error(err)
+			}
+		}
+	}
+	nothing(t, r)
+}
+
+// nothing sees that neither volumes nor targets are left.
+func nothing(t *testing.T, r *Repository) {
+	t.Helper()
+	all, err := r.volumes(context.Background())
+	targets, lost := r.targets(context.Background())
+	all = slices.DeleteFunc(all, func(v lvm.Volume) bool { return v.Name == r.pool })
+	if len(all) != 0 || len(targets) != 0 || err != nil || lost != nil {
+		t.Errorf("left: %+v, %+v, %v, %v", all, targets, err, lost)
+	}
+}
+
+func storageServer(t *testing.T, pool string, life func(*testing.T, *Repository)) {
 	ownspace.Run(t, ownspace.Network, func(t *testing.T) {
 		tap(t)
 		g := guest.ForTest(t, guest.Config{Disks: []guest.Disk{{Size: 512 << 20}},
@@ -44,7 +99,7 @@ func storageServer(t *testing.T, pool string, more func(*testing.T, *Repository,
 			t.Fatal(err)
 		}
 		r.server = g
-		served(t, r, more)
+		life(t, r)
 		if err := r.Close(); err != nil {
 			t.Error(err)
 		}
@@ -82,12 +137,7 @@ func served(t *testing.T, r *Repository, more func(*testing.T, *Repository, []by
 			t.Error(err)
 		}
 	}
-	all, err := r.volumes(t.Context())
-	targets, lost := r.targets(t.Context())
-	all = slices.DeleteFunc(all, func(v lvm.Volume) bool { return v.Name == r.pool })
-	if len(all) != 0 || len(targets) != 0 || err != nil || lost != nil {
-		t.Errorf("left: %+v, %+v, %v, %v", all, targets, err, lost)
-	}
+	nothing(t, r)
 }
 
 // cloned: a thin snapshot.

@@ -15,12 +15,12 @@ import (
 // cloneSize is odd on purpose: no storage has units of it.
 const cloneSize = 1<<20 + 1234
 
-// cloning is the suite of repository.Cloner, for drivers that have it.
-func cloning(t *testing.T, open func(t *testing.T) repository.Repository) {
+// Cloning is the suite of repository.Cloner, for drivers that have it, or one of several parts of it: for where it takes long.
+func Cloning(t *testing.T, open func(t *testing.T) repository.Repository, part, parts int) {
 	if _, ok := open(t).(repository.Cloner); !ok {
 		return
 	}
-	for _, test := range []struct {
+	for i, test := range []struct {
 		name string
 		run  func(*testing.T, repository.Repository, repository.Cloner)
 	}{
@@ -38,6 +38,9 @@ func cloning(t *testing.T, open func(t *testing.T) repository.Repository) {
 		{"persistent parent", persistentParent},
 		{"undrained parent", undrainedParent},
 	} {
+		if i%parts != part {
+			continue
+		}
 		t.Run(test.name, func(t *testing.T) {
 			r := open(t)
 			test.run(t, r, r.(repository.Cloner))

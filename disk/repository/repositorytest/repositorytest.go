@@ -33,7 +33,7 @@ func Run(t *testing.T, open func(t *testing.T) repository.Repository) {
 		t.Run(test.name, func(t *testing.T) { test.run(t, open(t)) })
 	}
 	t.Run("writable", func(t *testing.T) { writable(t, open) })
-	t.Run("cloning", func(t *testing.T) { cloning(t, open) })
+	t.Run("cloning", func(t *testing.T) { Cloning(t, open, 0, 1) })
 }
 
 func create(t *testing.T, r repository.Repository, name, content string) {
