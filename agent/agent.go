@@ -115,12 +115,15 @@ type pace struct {
 	retryMax  time.Duration
 	renew     time.Duration // between looks at the certificate
 	stopAtEnd time.Duration // for taking back after a failure
+	wait      time.Duration // without progress, after which it is said what is waited for, and how often
+	waitLog   time.Duration // after which the log says so, and again whenever that has doubled
 }
 
 var defaultPace = pace{
 	coalesce: 5 * time.Millisecond, host: 10 * time.Second, hostPause: time.Second, usage: 10 * time.Second, askAgain: 5 * time.Second,
 	progress: 250 * time.Millisecond, drain: 30 * time.Second, drainTry: 10 * time.Second, drainWait: 500 * time.Millisecond, retryMin: 100 * time.Millisecond, retryMax: 5 * time.Second,
 	renew: time.Minute, stopAtEnd: 30 * time.Second,
+	wait: 5 * time.Second, waitLog: 30 * time.Second,
 }
 
 // New checks the configuration and reads the host's identity. Errors: fault.Invalid for a wrong

@@ -10,6 +10,7 @@ import (
 	"hayloft/disk"
 	"hayloft/hypervisor"
 	"hayloft/internal/undo"
+	"hayloft/internal/waiting"
 	"hayloft/wire"
 )
 
@@ -67,12 +68,14 @@ func (p *pass) prepare(ctx context.Context) (prepared disk.Prepared, err error) 
 		return prepared, err
 	}
 	p.show(wire.Phase_PHASE_PREPARING)
+	ctx, end := p.explained(ctx)
+	defer end()
 	if p.r.Disks == stashing {
 		if err := p.stash(ctx); err != nil {
 			return prepared, err
 		}
 	}
-	giveBack, err := hold(ctx, p.slots.prepare)
+	giveBack, err := p.turn(ctx, p.slots.prepare)
 	if err != nil {
 		return prepared, err
 	}
@@ -162,6 +165,8 @@ func (p *pass) check() error {
 func (p *pass) unprepare(ctx context.Context, unstash bool) error {
 	ctx, cancel := p.cleanup(ctx)
 	defer cancel()
+	ctx, done := waiting.On(ctx, "the removal of what was made of it")
+	defer done()
 	err := errors.Join(p.cfg.Way.Remove(ctx, p.id(), p.dir()), os.RemoveAll(p.dir()))
 	if p.r.Disks = noDisks; err != nil {
 		p.r.Disks = preparing

@@ -16,7 +16,7 @@ import (
 var quick = pace{
 	coalesce: time.Millisecond, host: time.Hour, hostPause: time.Millisecond, usage: time.Hour, askAgain: 5 * time.Millisecond,
 	retryMin: time.Millisecond, retryMax: 20 * time.Millisecond, renew: time.Hour, stopAtEnd: patience,
-	drain: patience, drainTry: patience, drainWait: 5 * time.Millisecond,
+	drain: patience, drainTry: patience, drainWait: 5 * time.Millisecond, wait: patience, waitLog: patience,
 }
 
 // patience is how long tests wait for what must come, on a machine with much else to do.

@@ -120,13 +120,18 @@ func (r *reached) phase() wire.Phase {
 
 // progress reports how far a step on disks is, now and then.
 func (p *pass) progress(done disk.Progress) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	now := time.Now()
 	if now.Sub(p.progressed) < p.pace.progress && done.Done != done.Total {
 		return
 	}
 	p.progressed = now
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.showProgress(done)
+}
+
+// showProgress is progress, whenever the last was. The caller holds mu.
+func (p *pass) showProgress(done disk.Progress) {
 	if p.m.report == nil {
 		return
 	}

@@ -13,6 +13,7 @@ import (
 	"hayloft/disk/cache/storage"
 	"hayloft/disk/localstore"
 	"hayloft/image"
+	"hayloft/internal/waiting"
 )
 
 // baseRecord is what is remembered of a base.
@@ -138,6 +139,9 @@ func (b *based) errorf(err error) error {
 
 // acquire opens the base unless it is open already; release lets go of it.
 func (b *based) acquire(ctx context.Context) (cache.Base, *image.Index, error) {
+	img := b.spec().Image
+	ctx, done := waiting.On(ctx, "the base of image %d (%s)", img.ID, img.Name)
+	defer done()
 	select {
 	case b.turn <- struct{}{}:
 		defer func() { <-b.turn }()

@@ -16,6 +16,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/cache"
+	"hayloft/internal/waiting"
 )
 
 // Client implements Service by asking a daemon's process. A call ends when its context does, there too.
@@ -54,6 +55,8 @@ func unreachable(err error) bool {
 }
 
 func (c *Client) call(ctx context.Context, method string, arguments call, report func(done, total int64)) (reply, error) {
+	ctx, done := waiting.On(ctx, "the data path's %s", method)
+	defer done()
 	for {
 		r, err := c.ask(ctx, method, arguments, report)
 		if err == nil && (r.Error == nil || !r.Error.Ending || !c.patient) {
@@ -68,6 +71,7 @@ func (c *Client) call(ctx context.Context, method string, arguments call, report
 		if !c.patient {
 			return r, fault.Errorf(fault.Unavailable, "%s: %w", c.label, err)
 		}
+		waiting.Elsewhere(ctx, "its process, which does not answer")
 		if err := c.wait(ctx); err != nil {
 			return r, err
 		}
@@ -103,6 +107,8 @@ func (c *Client) ask(ctx context.Context, method string, arguments call, report 
 		case r.Done:
 			_, _ = io.Copy(io.Discard, response.Body)
 			return r, nil
+		case r.Waiting != "":
+			waiting.Elsewhere(ctx, r.Waiting)
 		case r.Progress != nil && report != nil:
 			report(r.Progress.Done, r.Progress.Total)
 		}

@@ -1,6 +1,7 @@
 package blockd
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hayloft/cloud/fault"
+	"hayloft/internal/waiting"
 )
 
 // Server answers the calls of Clients.
@@ -23,6 +25,8 @@ type Server struct {
 	Version string
 	// End is called when a client asks the process to end. nil: it cannot be asked.
 	End func()
+	// Waiting is how often a call tells what it waits for; 0: every 5 seconds.
+	Waiting time.Duration
 	// Connections, which may be nil, is told how many there are whenever that changes.
 	Connections func(n int)
 
@@ -32,6 +36,9 @@ type Server struct {
 
 // progressEvery bounds how often progress is told.
 const progressEvery = 100 * time.Millisecond
+
+// waitingEvery is how often a call tells what it waits for.
+const waitingEvery = 5 * time.Second
 
 // endLimit is how long calls may take to end when the server does.
 const endLimit = 2 * time.Second
@@ -155,7 +162,10 @@ func (s *Server) call(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out := &stream{w: w, control: http.NewResponseController(w)}
-	last := s.carryOut(r.Context(), r.PathValue("method"), c, out.progress)
+	ctx, watch := waiting.New(r.Context())
+	end := watch.Every(cmp.Or(s.Waiting, waitingEvery), func(what string, _ time.Duration) { out.waiting(what) })
+	last := s.carryOut(ctx, r.PathValue("method"), c, out.progress)
+	end()
 	last.Done = true
 	if last.Error != nil && r.Context().Err() != nil {
 		last.Error.Ending = true // or nobody reads it
@@ -221,6 +231,15 @@ func (s *stream) progress(done, total int64) {
 	if now := time.Now(); !s.over && (now.Sub(s.last) >= progressEvery || done == total) {
 		s.last = now
 		_, _ = s.w.Write(encode(reply{Progress: &progress{done, total}}))
+		_ = s.control.Flush()
+	}
+}
+
+func (s *stream) waiting(what string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if what != "" && !s.over {
+		_, _ = s.w.Write(encode(reply{Waiting: what}))
 		_ = s.control.Flush()
 	}
 }

@@ -3,6 +3,8 @@ package blockd
 import (
 	"context"
 	"sync"
+
+	"hayloft/internal/waiting"
 )
 
 // turns serialises what is done to each name.
@@ -36,6 +38,8 @@ func (t *turns) take(ctx context.Context, name string) (give func(), err error) 
 			delete(t.held, name)
 		}
 	}
+	ctx, done := waiting.On(ctx, "another call about %s", name)
+	defer done()
 	select {
 	case x.taken <- struct{}{}:
 		return func() { <-x.taken; leave() }, nil

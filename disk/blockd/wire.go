@@ -40,6 +40,7 @@ type call struct {
 // reply is one line of an answer. The last one has Done.
 type reply struct {
 	Progress *progress         `json:"progress,omitempty"`
+	Waiting  string            `json:"waiting,omitempty"` // what the call waits for, when that takes long
 	Done     bool              `json:"done,omitempty"`
 	Error    *wireError        `json:"error,omitempty"`
 	Base     *cache.BaseStatus `json:"base,omitempty"`

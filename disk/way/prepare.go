@@ -11,6 +11,7 @@ import (
 	"hayloft/disk/device"
 	"hayloft/disk/localstore"
 	"hayloft/internal/undo"
+	"hayloft/internal/waiting"
 )
 
 // Prepare implements disk.Way.
@@ -23,6 +24,8 @@ func (w *Way) Prepare(ctx context.Context, r disk.Request, report func(disk.Prog
 	var back undo.Stack
 	p, err := w.prepare(ctx, r, report, &back, arrival{})
 	if err != nil {
+		_, done := waiting.On(ctx, "taking back what was made, because: %v", err)
+		defer done()
 		return disk.Prepared{}, errors.Join(err, back.Run())
 	}
 	return p, nil
@@ -125,6 +128,8 @@ func (p *preparation) disk(ctx context.Context, spec disk.Spec) error {
 		d   device.Device
 		err error
 	)
+	ctx, done := waiting.On(ctx, "disk %d", spec.ID)
+	defer done()
 	record := p.record.disk(spec.ID)
 	given := spec.Size
 	switch record.Kind {
@@ -156,6 +161,8 @@ func (p *preparation) disk(ctx context.Context, spec disk.Spec) error {
 
 // file makes a kernel, ramdisk or context file ready.
 func (p *preparation) file(ctx context.Context, img disk.Image) error {
+	ctx, done := waiting.On(ctx, "file %s", img.Name)
+	defer done()
 	path, err := p.base(ctx, img, localstore.Data)
 	if err != nil {
 		return err

@@ -26,6 +26,7 @@ import (
 	"hayloft/disk/repository"
 	"hayloft/disk/repository/drivers"
 	"hayloft/internal/command"
+	"hayloft/internal/waiting"
 )
 
 // Config of a host's way.
@@ -140,6 +141,8 @@ func (w *Way) lock(ctx context.Context, what string) (unlock func(), err error) 
 			delete(w.turns, what)
 		}
 	}
+	ctx, done := waiting.On(ctx, "others who work on %s", what)
+	defer done()
 	select {
 	case <-l.free:
 		return func() { l.free <- struct{}{}; leave() }, nil

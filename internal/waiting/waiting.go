@@ -108,22 +108,28 @@ func (w *Watch) Longest() (what string, lapse time.Duration) {
 	return what[2:], time.Since(began)
 }
 
-// Every calls say with what has been waited for when that is longer than after, and again every time that passes, until
-// end is called, which waits for a call under way.
+// Every calls say with what has been waited for when that is longer than after, again every time that passes, and with ""
+// when it is over, until end is called, which waits for a call under way.
 func (w *Watch) Every(after time.Duration, say func(what string, lapse time.Duration)) (end func()) {
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
 		tick := time.NewTicker(after)
 		defer tick.Stop()
-		for {
+		for said := false; ; {
 			select {
 			case <-tick.C:
-				if what, lapse := w.Longest(); lapse >= after {
-					say(what, lapse)
-				}
 			case <-stop:
 				return
+			}
+			what, lapse := w.Longest()
+			switch {
+			case lapse >= after:
+				say(what, lapse)
+				said = true
+			case said:
+				say("", 0)
+				said = false
 			}
 		}
 	}()

@@ -60,7 +60,7 @@ func TestEvery(t *testing.T) {
 		done()
 		time.Sleep(time.Minute)
 		end()
-		if len(said) != 2 || said[0] != 11*time.Second || said[1] != 21*time.Second {
+		if len(said) != 3 || said[0] != 11*time.Second || said[1] != 21*time.Second || said[2] != 0 {
 			t.Errorf("said after %v", said)
 		}
 	})
