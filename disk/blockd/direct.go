@@ -63,7 +63,7 @@ func (x *exported) openDirectFirst(ctx context.Context, back *undo.Stack) error 
 		}
 		x.record.Size, x.record.SourceSize = max(s.Size, r.Size()), r.Size()
 		x.makeDoor(true)
-		x.door.open(x.directDevice(r, nil))
+		x.openDirect(r, nil)
 		return nil
 	}
 	repo, err := x.daemon.takeImage(ctx, s.volume(), back)
@@ -88,7 +88,7 @@ func (x *exported) openDirectFirst(ctx context.Context, back *undo.Stack) error 
 	}
 	x.record.Size, x.record.Generation, x.record.SourceSize = src.Size(), src.generation, src.Size()
 	x.makeDoor(false)
-	x.door.open(x.directDevice(src, src))
+	x.openDirect(src, src)
 	return nil
 }
 
@@ -102,7 +102,7 @@ func (x *exported) openDirectAgain() error {
 		}
 		r.size.Store(x.record.SourceSize)
 		x.setReader(r)
-		x.door.open(x.directDevice(r, nil))
+		x.openDirect(r, nil)
 		return nil
 	}
 	repo, err := x.daemon.writable(s.volume())
@@ -115,7 +115,7 @@ func (x *exported) openDirectAgain() error {
 	x.mu.Lock()
 	x.source = src
 	x.mu.Unlock()
-	x.door.open(x.directDevice(src, src))
+	x.openDirect(src, src)
 	return nil
 }
 
@@ -125,28 +125,13 @@ func (x *exported) setReader(r *reader) {
 	x.mu.Unlock()
 }
 
-func (x *exported) directDevice(r sized, target *source) *direct {
-	patience := x.daemon.config.Patience
-	if patience == 0 {
-		patience = defaultPatience
-	}
-	d := &direct{bytes: r, size: x.record.Size, patience: patience, ended: x.ctx}
-	if target != nil {
-		d.target = target
-	}
-	return d
-}
-
-// closeDirect closes what a read-only export has open.
-func (x *exported) closeDirect() error {
+// openDirect lets requests through to an image; target is nil for one that is only read.
+func (x *exported) openDirect(bytes sized, target repository.Target) {
+	d := newDirect(x.ctx, bytes, target, x.record.Size, x.daemon.config.Patience)
 	x.mu.Lock()
-	r := x.reader
-	x.reader = nil
+	x.direct = d
 	x.mu.Unlock()
-	if r == nil {
-		return nil
-	}
-	return r.Close()
+	x.door.open(d)
 }
 
 func (d *Daemon) directReader(s DirectSpec) (*reader, error) {

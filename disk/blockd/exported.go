@@ -48,6 +48,7 @@ type exported struct {
 	volume   cache.Volume
 	source   *source
 	reader   *reader // what a read-only image is read from
+	direct   *direct // on source or reader: an image without a cache
 }
 
 func newExported(d *Daemon, r exportRecord) *exported {
@@ -126,27 +127,55 @@ func (x *exported) makeDoor(readOnly bool) {
 	x.mu.Unlock()
 }
 
-// closeDevice closes what the export has open; nobody uses it by then.
+// closeDevice closes what the export has open; nobody uses it by then. What cannot be closed yet, because a repository does
+// not answer, stays, and can be closed again.
 func (x *exported) closeDevice() error {
 	x.mu.Lock()
-	base, recorder, volume, source := x.base, x.recorder, x.volume, x.source
-	x.base, x.recorder, x.volume, x.source = nil, nil, nil, nil
+	base, recorder, volume, direct := x.base, x.recorder, x.volume, x.direct
+	x.base, x.recorder = nil, nil
 	x.mu.Unlock()
-	errs := []error{x.closeDirect()}
 	if recorder != nil {
 		recorder.end()
 	}
 	if base != nil {
 		base.exported(-1)
-		errs = append(errs, base.release())
+		return base.release()
 	}
 	if volume != nil {
-		errs = append(errs, volume.Close())
+		if err := volume.Close(); err != nil {
+			return err
+		}
 	}
+	if direct != nil {
+		if err := direct.Close(); err != nil {
+			return err
+		}
+	}
+	x.mu.Lock()
+	source, reader := x.source, x.reader
+	x.volume, x.direct, x.source, x.reader = nil, nil, nil, nil
+	x.mu.Unlock()
+	var errs []error
 	if source != nil {
 		errs = append(errs, source.Close())
 	}
+	if reader != nil {
+		errs = append(errs, reader.Close())
+	}
 	return errors.Join(errs...)
+}
+
+// isOpen reports whether closeDevice has something to close.
+func (x *exported) isOpen() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.base != nil || x.volume != nil || x.direct != nil || x.source != nil || x.reader != nil
+}
+
+func (x *exported) hasEnded() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.ended
 }
 
 const (

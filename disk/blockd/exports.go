@@ -73,7 +73,12 @@ func (d *Daemon) Export(ctx context.Context, e Export) error {
 		return err
 	}
 	defer give()
-	if x := d.exported(e.Name); x != nil {
+	if x := d.exported(e.Name); x != nil && x.hasEnded() { // in vain, the first time
+		if err := x.shut(); err != nil {
+			return fmt.Errorf("export %s: the former one: %w", e.Name, err)
+		}
+		d.drop(x)
+	} else if x != nil {
 		if sameJSON(x.record.Export, e) {
 			return x.reachable(ctx)
 		}
@@ -126,6 +131,14 @@ func (x *exported) create(ctx context.Context, presenter Presenter) error {
 	fail := func(err error) error {
 		if undone := back.Run(); undone != nil {
 			d.config.Log.Error("export not taken back", "export", x.record.Export.Name, "error", undone)
+		}
+		if x.isOpen() { // nobody may open it again before it is closed
+			x.mu.Lock()
+			x.ended = true
+			x.mu.Unlock()
+			d.mu.Lock()
+			d.exports[x.record.Export.Name] = x
+			d.mu.Unlock()
 		}
 		return err
 	}
@@ -182,11 +195,15 @@ func (d *Daemon) end(ctx context.Context, name string, how func(context.Context,
 	if err := d.exportsKept.remove(name); err != nil {
 		return fmt.Errorf("export %s: %w", name, err)
 	}
-	d.mu.Lock()
-	delete(d.exports, name)
-	d.mu.Unlock()
+	d.drop(x)
 	d.config.Log.Info("export ended", "export", name)
 	return nil
+}
+
+func (d *Daemon) drop(x *exported) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.exports, x.record.Export.Name)
 }
 
 // Settle implements Service. Requests and Unexport of the same name go on meanwhile.

@@ -6,78 +6,53 @@ import (
 	"io"
 	"io/fs"
 	"sync"
-	"sync/atomic"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/cache"
 	"hayloft/disk/repository"
 )
 
-// source is a persistent image in its repository as a volume sees it: cache.Source. It opens the image when it is
-// needed first, and again after the repository was away, as long as the generation is the one it was taken with.
+// source is a persistent image in its repository as a volume sees it: cache.Source. It is opened again as long as the
+// generation is the one it was taken with. Its size is never more than keep was told: what lies beyond is taken for zeros
+// after a restart.
 type source struct {
+	object[repository.Target]
 	repository repository.Writable
-	object     string
+	name       string
 	owner      repository.Owner
 	generation uint64
-	size       atomic.Int64    // never more than keep was told: what lies beyond is taken for zeros after a restart
-	ctx        context.Context // of what is opened
-	cancel     context.CancelFunc
-	trouble    trouble
-
-	mu     sync.Mutex
-	target *opened // nil: not open
 
 	keepMu sync.Mutex
 	keep   func(size int64) error // see remembered; nil: nobody wants to know yet
-}
 
-// opened is closed when it is no longer wanted and nobody is in the middle of using it: whoever uses a file that is
-// closed meanwhile may meet another one of the same number. Guarded by source.mu.
-type opened struct {
-	repository.Target
-	users  int
-	unused bool // not wanted any more
-}
-
-func (o *opened) leave() error {
-	if o.unused && o.users == 0 {
-		return o.Close()
-	}
-	return nil
+	lossMu   sync.Mutex
+	unsynced bool   // changed since the last sync that succeeded began
+	boot     string // of the storage's host, "" where that is not known
+	lost     error  // why what was not synced may be lost; the next sync tells
 }
 
 var _ cache.Source = (*source)(nil)
 
-func newSource(repo repository.Writable, object string, owner repository.Owner) *source {
-	s := &source{repository: repo, object: object, owner: owner}
-	s.ctx, s.cancel = context.WithCancel(context.Background())
+func newSource(repo repository.Writable, name string, owner repository.Owner) *source {
+	s := &source{repository: repo, name: name, owner: owner}
+	s.init(s.again)
+	s.opened, s.closed = s.tookUp, s.gaveUp
 	return s
 }
 
 // first opens the image and takes its generation and size for those that are meant.
 func (s *source) first(ctx context.Context) error {
-	defer context.AfterFunc(ctx, s.cancel)()
-	target, mark, err := s.repository.OpenTarget(s.ctx, s.object, s.owner)
-	if err != nil {
-		return errors.Join(err, ctx.Err())
-	}
-	s.target, s.generation = &opened{Target: target}, mark.Generation
-	s.size.Store(target.Size())
-	return nil
+	return s.object.first(ctx, func(ctx context.Context) (repository.Target, error) {
+		target, mark, err := s.repository.OpenTarget(ctx, s.name, s.owner)
+		if err == nil {
+			s.generation, s.boot = mark.Generation, bootOf(target)
+		}
+		return target, err
+	})
 }
 
-func (s *source) get() (*opened, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.target != nil {
-		s.target.users++
-		return s.target, nil
-	}
-	if s.ctx.Err() != nil {
-		return nil, fs.ErrClosed
-	}
-	target, mark, err := s.repository.OpenTarget(s.ctx, s.object, s.owner)
+func (s *source) again(ctx context.Context) (repository.Target, error) {
+	target, mark, err := s.repository.OpenTarget(ctx, s.name, s.owner)
 	if fault.Is(err, fault.WrongState) { // nobody's any more
 		err = fault.As(fault.Busy, err)
 	}
@@ -85,7 +60,7 @@ func (s *source) get() (*opened, error) {
 		return nil, err
 	}
 	if mark.Generation != s.generation {
-		err := fault.Errorf(fault.Busy, "object %s: was taken again: generation %d is over, it is %d now", s.object, s.generation, mark.Generation)
+		err := fault.Errorf(fault.Busy, "object %s: was taken again: generation %d is over, it is %d now", s.name, s.generation, mark.Generation)
 		return nil, errors.Join(err, target.Close())
 	}
 	// A process that was killed may have made it longer and not come to remember that.
@@ -93,60 +68,83 @@ func (s *source) get() (*opened, error) {
 		return nil, errors.Join(err, target.Close())
 	}
 	s.size.Store(target.Size()) // a loss of power may have made it shorter
-	s.target = &opened{Target: target, users: 1}
-	return s.target, nil
+	return target, nil
 }
 
-// with uses the image. One that cannot be reached is opened anew the next time: its file handle may be stale.
-func (s *source) with(f func(repository.Target) error) error {
-	target, err := s.get()
-	if err != nil {
-		s.trouble.heard(err)
-		return err
+func bootOf(t repository.Target) string {
+	if b, ok := t.(repository.Booted); ok {
+		return b.Boot()
 	}
-	err = f(target.Target)
-	s.trouble.heard(err)
-	s.mu.Lock()
-	target.users--
-	if fault.Is(err, fault.Unavailable) && s.target == target {
-		s.target, target.unused = nil, true
-	}
-	_ = target.leave()
-	s.mu.Unlock()
-	if errors.Is(err, fs.ErrClosed) {
-		err = fault.As(fault.Unavailable, err)
-	}
-	return err
+	return ""
 }
 
-func (s *source) Size() int64 { return s.size.Load() }
+// tookUp: a host that was started anew has lost what it had not synced.
+func (s *source) tookUp(t repository.Target) {
+	s.lossMu.Lock()
+	defer s.lossMu.Unlock()
+	before := s.boot
+	s.boot = bootOf(t)
+	if s.unsynced && before != "" && s.boot != before {
+		s.lost = fault.Errorf(fault.Unavailable, "object %s: its storage was started anew, and may have lost what was not synced", s.name)
+	}
+}
 
-func (s *source) ReadAt(p []byte, offset int64) (n int, err error) {
-	var end error
-	err = s.with(func(t repository.Target) error {
-		n, err = t.ReadAt(p, offset)
-		if err == io.EOF {
-			end = io.EOF
-			return nil
-		}
-		return err
+// gaveUp: a file that is closed with an error (close(2), of NFS) may not have all that was written to it, which a sync of the
+// next one does not tell. A connection that is gone cannot tell anything.
+func (s *source) gaveUp(_ repository.Target, err error) {
+	s.lossMu.Lock()
+	defer s.lossMu.Unlock()
+	if err != nil && s.unsynced && !fault.Is(err, fault.Unavailable) && !errors.Is(err, fs.ErrClosed) {
+		s.lost = fault.Errorf(fault.Unavailable, "object %s: what was not synced may be lost: %w", s.name, err)
+	}
+}
+
+// change is with for what a sync makes durable.
+func (s *source) change(f func(repository.Target) error) error {
+	return s.with(func(t repository.Target) error {
+		s.lossMu.Lock()
+		s.unsynced = true
+		s.lossMu.Unlock()
+		return f(t)
 	})
-	if err == nil {
-		err = end
-	}
-	return n, err
 }
 
 func (s *source) WriteAt(p []byte, offset int64) (n int, err error) {
-	err = s.with(func(t repository.Target) error {
-		n, err = t.WriteAt(p, offset)
+	err = s.change(func(t repository.Target) error {
+		if n, err = t.WriteAt(p, offset); err == nil && n < len(p) {
+			err = io.ErrShortWrite
+		}
 		return errors.Join(err, s.measure(t))
 	})
 	return n, err
 }
 
 func (s *source) Truncate(size int64) error {
-	return s.with(func(t repository.Target) error { return errors.Join(t.Truncate(size), s.measure(t)) })
+	return s.change(func(t repository.Target) error { return errors.Join(t.Truncate(size), s.measure(t)) })
+}
+
+func (s *source) Discard(offset, length int64) error {
+	return s.change(func(t repository.Target) error { return t.Discard(offset, length) })
+}
+
+// Sync implements repository.Target. What may have been lost since the one before is told once, by the first that gets through.
+func (s *source) Sync() error {
+	return s.with(func(t repository.Target) error {
+		s.lossMu.Lock()
+		before := s.unsynced
+		s.unsynced = false
+		s.lossMu.Unlock()
+		err := t.Sync()
+		s.lossMu.Lock()
+		defer s.lossMu.Unlock()
+		if err != nil {
+			s.unsynced = s.unsynced || before
+			return err
+		}
+		lost := s.lost
+		s.lost = nil
+		return lost
+	})
 }
 
 // measure takes the target's length for the image's when that is longer than before, once it is remembered.
@@ -188,50 +186,7 @@ func (s *source) remembered(keep func(size int64) error) error {
 	return nil
 }
 
-func (s *source) Discard(offset, length int64) error {
-	return s.with(func(t repository.Target) error { return t.Discard(offset, length) })
-}
-
-func (s *source) Sync() error { return s.with(func(t repository.Target) error { return t.Sync() }) }
-
-// NextData implements repository.Extents; where the repository does not tell, all is data.
-func (s *source) NextData(offset int64) (start, end int64, err error) {
-	var last error
-	err = s.with(func(t repository.Target) error {
-		x, ok := t.(repository.Extents)
-		switch {
-		case ok:
-			start, end, err = x.NextData(offset)
-		case offset >= t.Size():
-			err = io.EOF
-		default:
-			start, end, err = offset, t.Size(), nil
-		}
-		if err == io.EOF {
-			last = io.EOF
-			return nil
-		}
-		return err
-	})
-	if err == nil {
-		err = last
-	}
-	return start, end, err
-}
-
 // Undrained implements cache.Source.
 func (s *source) Undrained(ctx context.Context, yes bool) error {
-	return s.repository.SetUndrained(ctx, s.object, s.owner, s.generation, yes)
-}
-
-func (s *source) Close() error {
-	s.cancel()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.target == nil {
-		return nil
-	}
-	target := s.target
-	s.target, target.unused = nil, true
-	return target.leave()
+	return s.repository.SetUndrained(ctx, s.name, s.owner, s.generation, yes)
 }

@@ -28,8 +28,8 @@ func TestStatusSaysWhatIsWaitedFor(t *testing.T) {
 		}
 		s, err := d.Status(t.Context())
 		must(t, err)
-		if len(s.Bases) != 1 {
-			t.Fatalf("%+v", s.Bases)
+		if len(s.Bases) == 0 { // not open yet
+			return ""
 		}
 		return s.Bases[0].Status.Error
 	}

@@ -235,44 +235,44 @@ func (x *exported) discard(ctx context.Context) error {
 	if x.record.Export.Volume == nil {
 		return x.shut()
 	}
-	volume, use, err := x.useVolume(ctx)
-	if err != nil {
-		return err
-	}
-	undrained := volume.Status().Undrained
-	use.done()
-	if undrained > 0 {
-		return fault.Errorf(fault.WrongState, "%d bytes are not in the repository yet", undrained)
+	if !x.hasEnded() {
+		volume, use, err := x.useVolume(ctx)
+		if err != nil {
+			return err
+		}
+		undrained := volume.Status().Undrained
+		use.done()
+		if undrained > 0 {
+			return fault.Errorf(fault.WrongState, "%d bytes are not in the repository yet", undrained)
+		}
 	}
 	if err := x.stopServing(false); err != nil {
 		return err
 	}
-	if err := volume.Discard(ctx); err != nil {
-		return errors.Join(err, x.again()) // what came last was not drained
-	}
 	x.mu.Lock()
-	src := x.source
-	x.volume, x.source = nil, nil
+	volume := x.volume
 	x.mu.Unlock()
-	return errors.Join(src.Close(), durable.Remove(filepath.Clean(x.record.Export.Volume.Dir)+MarkSuffix))
+	if volume == nil {
+		return fault.Errorf(fault.WrongState, "was ended before; what its files hold is not known")
+	}
+	err := volume.Discard(ctx)
+	if fault.Is(err, fault.WrongState) { // what came last was not drained
+		return errors.Join(err, x.again())
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(x.closeDevice(), durable.Remove(filepath.Clean(x.record.Export.Volume.Dir)+MarkSuffix))
 }
 
-// again puts an export in the place of x, which serves no more, with the volume that x has open.
+// again puts an export in the place of x, which serves no more, with the files of x.
 func (x *exported) again() error {
-	d := x.daemon
-	n := newExported(d, x.record)
-	x.mu.Lock()
-	volume, src := x.volume, x.source
-	x.volume, x.source = nil, nil
-	x.mu.Unlock()
-	n.hold(volume, src)
-	d.mu.Lock()
-	d.exports[n.record.Export.Name] = n
-	d.mu.Unlock()
-	presenter, err := d.presenter(n.record.Export)
-	if err == nil {
-		err = n.present(presenter)
+	if err := x.closeDevice(); err != nil {
+		return err
 	}
-	n.setError(err)
-	return err
+	n := newExported(x.daemon, x.record)
+	x.daemon.mu.Lock()
+	x.daemon.exports[n.record.Export.Name] = n
+	x.daemon.mu.Unlock()
+	return n.resume()
 }

@@ -28,6 +28,12 @@ func (e *NotBegun) Error() string { return e.Err.Error() }
 // Unwrap gives the cause, which has the class.
 func (e *NotBegun) Unwrap() error { return e.Err }
 
+// Booted is what a Target has whose storage is another host, which loses what was not synced when it is started anew.
+type Booted interface {
+	// Boot tells one run of that host's operating system from the next.
+	Boot() string
+}
+
 // Mark is what a repository keeps beside a persistent image in use.
 type Mark struct {
 	Owner

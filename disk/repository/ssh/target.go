@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -128,6 +129,12 @@ type target struct {
 const checkEvery = time.Second
 
 func (t *target) Size() int64 { return t.size.Load() }
+
+// Boot implements repository.Booted.
+func (t *target) Boot() string {
+	boot, _, _ := strings.Cut(t.session, " ")
+	return boot
+}
 
 // Close takes the connection's name from the mark when it is the last target of the object here: there is nothing to end then.
 func (t *target) Close() error {
