@@ -204,7 +204,7 @@ func cached(m *wire.Machine) bool {
 
 // ownedElsewhere tells, in a failure to get a persistent image, what a user can do about it.
 func (p *pass) ownedElsewhere(err error) error {
-	if !fault.Is(err, fault.Busy) || strings.Contains(err.Error(), "image release") {
+	if !fault.Is(err, fault.Busy) || !strings.Contains(err.Error(), "in use by machine") { // as repositories say it
 		return err
 	}
 	for _, d := range p.want.GetMachine().GetDisks() {

@@ -16,6 +16,7 @@ import (
 	"hayloft/agent"
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
+	"hayloft/disk/repository/nfs"
 	"hayloft/hypervisor/cgroup"
 	"hayloft/internal/netspace"
 	"hayloft/server/api"
@@ -169,6 +170,9 @@ func (f *upFlags) clean(ctx context.Context, purge bool) error {
 	defer closeDrivers()
 	if err := agent.Clean(ctx, cfg); err != nil {
 		return err
+	}
+	if err := nfs.Sweep(); err != nil {
+		return fmt.Errorf("mounts: %w", err)
 	}
 	if host, ok := cfg.Way.(interface{ DropVolumes(context.Context) error }); ok && purge {
 		if err := host.DropVolumes(ctx); err != nil {

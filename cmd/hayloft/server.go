@@ -119,8 +119,9 @@ func runServer(ctx context.Context, f serverFlags) error {
 // softMemoryLimit is from where garbage is collected sooner, in bytes; more is used when more is needed.
 const softMemoryLimit = 150 << 20
 
-// electionTTL is short: with one embedded member a former leader is dead for certain.
-const electionTTL = 2 * time.Second
+// electionTTL is long: nobody else can lead on the one embedded member, so a leader on a slow machine stays it. What a dead one left
+// goes when the store is opened.
+const electionTTL = time.Minute
 
 func openStore(ctx context.Context, f serverFlags, log *slog.Logger) (store.Store, error) {
 	if len(f.endpoints) == 0 {

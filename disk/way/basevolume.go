@@ -147,17 +147,25 @@ func (w *Way) dropBaseVolume(ctx context.Context, name string) (gone bool, err e
 	return err == nil, err
 }
 
-// DropVolumes removes the bases in volumes that nobody uses, as many as there are: for a host that is given up.
+// DropVolumes removes the bases in volumes that nobody uses, as many as there are, and the pool that they were in if it is the local
+// store's own: for a host that is given up.
 func (w *Way) DropVolumes(ctx context.Context) error {
 	if w.config.Volumes == nil {
 		return nil
 	}
 	for kept := map[string]bool{}; ; {
 		gone, err := w.evictVolume(ctx, kept)
-		if err != nil || !gone {
+		if err != nil {
 			return err
 		}
+		if !gone {
+			break
+		}
 	}
+	if store, ok := w.config.Volumes.(interface{ DropPool(context.Context) error }); ok {
+		return store.DropPool(ctx)
+	}
+	return nil
 }
 
 // fillVolume brings a whole image into a volume, unless it is in one: under another name until all of it is durable.

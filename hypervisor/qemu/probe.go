@@ -18,8 +18,12 @@ import (
 	"hayloft/hypervisor/qemu/qmp"
 )
 
-// accelLimit is how long a guest of a few bytes may take to run.
-const accelLimit = 2 * time.Second
+// A guest of a few bytes may take so long to run: an accelerator that does not work hangs, which emulation never does, only its
+// start is slow on a slow host.
+const (
+	accelLimit   = 2 * time.Second
+	emulateLimit = 30 * time.Second
+)
 
 // probe asks QEMU what it is and tries the accelerators.
 func (d *Driver) probe(ctx context.Context) (*host, error) {
@@ -178,7 +182,11 @@ func (d *Driver) tryAccelerator(ctx context.Context, accel string) error {
 	if _, err := rom.Write(probeFirmware()); err != nil {
 		return err
 	}
-	limited, cancel := context.WithTimeout(ctx, accelLimit)
+	limit := accelLimit
+	if accel == "tcg" {
+		limit = emulateLimit
+	}
+	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	cmd := d.probeCommand(limited, "-machine", "pc", "-accel", accel, "-cpu", cpuOf(accel), "-m", "1", "-bios", "/proc/self/fd/3",
 		"-device", fmt.Sprintf("isa-debug-exit,iobase=%#x,iosize=1", exitPort))
@@ -192,7 +200,7 @@ func (d *Driver) tryAccelerator(ctx context.Context, accel string) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case limited.Err() != nil:
-		return fmt.Errorf("a guest of a few bytes did not run within %v", accelLimit)
+		return fmt.Errorf("a guest of a few bytes did not run within %v", limit)
 	case stderr.Len() > 0:
 		return errors.New(strings.Join(strings.Split(strings.TrimSpace(stderr.String()), "\n"), "; "))
 	case err == nil:

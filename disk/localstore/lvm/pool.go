@@ -93,3 +93,25 @@ func (s *Store) makePool(ctx context.Context, b book, name string, needed int64)
 	b.all[s.pool] = lvm.Volume{Group: s.group, Name: s.pool, Size: size, IsPool: true, Tags: tags, Zeroing: true}
 	return nil
 }
+
+// DropPool removes the pool that this store made, unless there are volumes in it: for a host that is given up.
+func (s *Store) DropPool(ctx context.Context) error {
+	leave, err := s.gate.enter(ctx)
+	if err != nil {
+		return s.errorf(err)
+	}
+	defer leave()
+	b, err := s.read(ctx)
+	if err != nil {
+		return err
+	}
+	if pool, made := b.all[s.pool]; !made || !s.isOurPool(pool) || b.promised(s.pool) > 0 {
+		return nil
+	}
+	if err := s.remove(ctx, s.pool); err != nil {
+		return s.errorf(err)
+	}
+	s.gate.known = nil
+	s.Log.Info("thin pool removed", "logical", s.pool, "store", s.Path)
+	return nil
+}

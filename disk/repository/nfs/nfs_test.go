@@ -78,6 +78,13 @@ func TestMountinfo(t *testing.T) {
 			t.Errorf("%s: %d, %v", row.dir, device, err)
 		}
 	}
+	var all []string
+	for _, m := range mountsIn(text, "/run") {
+		all = append(all, m.source+" on "+m.dir)
+	}
+	if got, want := strings.Join(all, ", "), "server:/a b on /run/a, server:/b on /run/b, server:/c on /run/c"; got != want {
+		t.Errorf("mounts in /run: %s, want %s", got, want)
+	}
 }
 
 func FuzzMountinfo(f *testing.F) {

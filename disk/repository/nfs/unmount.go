@@ -3,6 +3,8 @@ package nfs
 import (
 	"errors"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -82,6 +84,11 @@ func (m *mount) leave(use *os.File) (gone bool, err error) {
 	if info, err := os.Stat(m.dir + ".handed"); err == nil && time.Since(info.ModTime()) < m.grace {
 		return false, nil
 	}
+	return m.clear(use)
+}
+
+// clear is leave also when a path was given away not long ago.
+func (m *mount) clear(use *os.File) (gone bool, err error) {
 	change, err := os.OpenFile(m.dir+".change", os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return false, err
@@ -103,6 +110,38 @@ func (m *mount) leave(use *os.File) (gone bool, err error) {
 		err = unix.Flock(int(use.Fd()), unix.LOCK_SH)
 	}
 	return gone, err
+}
+
+// Sweep unmounts all that repositories of this host have mounted below Dir and nobody uses, also what was given away not long ago: for
+// a host whose machines are all gone.
+func Sweep() error {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, m := range mountsIn(string(text), Dir) {
+		use, err := os.OpenFile(m.dir+".use", os.O_RDWR|os.O_CREATE, 0o600)
+		if err == nil {
+			_, err = m.clear(use)
+			err = errors.Join(err, use.Close())
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// mountsIn lists what is mounted in a directory of ours.
+func mountsIn(text, dir string) []*mount {
+	var found []*mount
+	for line := range strings.Lines(text) {
+		before, after, ok := strings.Cut(strings.TrimSpace(line), " - ")
+		left, right := strings.Fields(before), strings.Fields(after)
+		if ok && len(left) > 4 && len(right) > 1 && right[0] == "nfs4" && filepath.Dir(unescape(left[4])) == dir {
+			found = append(found, &mount{source: unescape(right[1]), dir: unescape(left[4])})
+		}
+	}
+	return found
 }
 
 // unmount takes the mount away unless a file of it is open. A server that is away keeps the kernel from it for a while:
