@@ -29,15 +29,20 @@ func (r *Repository) CopyFrom(ctx context.Context, from, name string) (repositor
 
 // how says what a clone of a volume is to be. LVM has no snapshots of snapshots. An image that was once somebody's persistent one
 // will be written to again, which snapshots make slow: each of them copies what is overwritten. In a pool a copy serves better.
-func (r *Repository) how(v volume, depend bool) (repository.CloneKind, lvm.New) {
+func (r *Repository) how(v volume, name string, depend bool) (repository.CloneKind, lvm.New) {
 	switch {
 	case v.Thin:
 		return repository.ThinClone, lvm.New{Origin: v.Name}
-	case depend && r.pool == "" && !v.Snapshot && v.mark.generation == 0:
+	case depend && r.pool == "" && !v.Snapshot && v.mark.generation == 0 && r.layered(v.Name, partPrefix+encode(name)):
 		return repository.LVMSnapshot, lvm.New{Origin: v.Name, Size: lvm.SnapshotSpace(v.Size, snapshotChunk), Chunk: snapshotChunk}
 	default:
 		return repository.Copied, lvm.New{Size: v.Size, Pool: r.pool}
 	}
+}
+
+// layered says whether the names of an origin and its snapshot leave room for what LVM puts behind them for the devices below.
+func (r *Repository) layered(origin, snapshot string) bool {
+	return lvm.CheckVolume(r.group, origin+"-real") == nil && lvm.CheckVolume(r.group, snapshot+"-cow") == nil
 }
 
 func (r *Repository) clone(ctx context.Context, from, name string, depend bool) (repository.Writer, repository.CloneKind, error) {
@@ -54,7 +59,7 @@ func (r *Repository) clone(ctx context.Context, from, name string, depend bool) 
 	if err != nil {
 		return nil, "", r.object(from, err)
 	}
-	kind, n := r.how(v, depend)
+	kind, n := r.how(v, name, depend)
 	w, err := r.create(ctx, name, n)
 	if err != nil {
 		return nil, "", r.object(name, err)

@@ -38,7 +38,7 @@ func sh(t *testing.T, script string) string {
 	return string(out)
 }
 
-// guestStorage makes a storage server and an initiator of the guest: a group on a disk full of old bytes, tgtd, iscsid.
+// guestStorage makes a storage server of the guest, and an initiator where that is to attach: a group on a disk full of old bytes, tgtd, iscsid.
 func guestStorage(t *testing.T, attach string) *Repository {
 	t.Helper()
 	device := labtest.Disks(t, 1)[0]
@@ -50,13 +50,16 @@ func guestStorage(t *testing.T, attach string) *Repository {
 	if err := errors.Join(err, f.Close()); err != nil {
 		t.Fatal(err)
 	}
-	sh(t, "modprobe iscsi_tcp; dd if=/dev/zero of="+device+" bs=1M count=1 conv=notrunc status=none; vgcreate -y -s 1m "+guestGroup+" "+device)
+	sh(t, "dd if=/dev/zero of="+device+" bs=1M count=1 conv=notrunc status=none; vgcreate -y -s 1m "+guestGroup+" "+device)
 	t.Cleanup(func() {
 		sh(t, "vgremove -y -ff "+guestGroup+"; pvremove -y -ff "+device+"; wipefs -qa "+device)
 	})
 	daemon(t, "tgtd", "-f")
-	daemon(t, "iscsid", "-f")
-	sh(t, "for i in $(seq 100); do tgtadm --op show --mode sys >/dev/null 2>&1 && iscsiadm -m session 2>&1 | grep -q 'No active' && exit; sleep 0.1; done; exit 1")
+	sh(t, "for i in $(seq 100); do tgtadm --op show --mode sys >/dev/null 2>&1 && exit; sleep 0.1; done; exit 1")
+	if attach == "kernel" {
+		daemon(t, "iscsid", "-f")
+		sh(t, "modprobe iscsi_tcp; for i in $(seq 100); do iscsiadm -m session 2>&1 | grep -q 'No active' && exit; sleep 0.1; done; exit 1")
+	}
 	r, err := New(disk.Repository{ID: 7, Path: guestGroup, Options: map[string]string{"ATTACH": attach}})
 	if err != nil {
 		t.Fatal(err)

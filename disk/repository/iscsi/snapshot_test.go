@@ -147,6 +147,20 @@ func TestCopyFrom(t *testing.T) {
 	}
 }
 
+// TestLongNames: the kernel's devices below a snapshot have longer names.
+func TestLongNames(t *testing.T) {
+	_, r := thick(t)
+	long := strings.Repeat("x", 127-len(testGroup)-1-len("hlp--"))
+	for _, name := range []string{"a", long} {
+		written(t, r, name, "text")
+	}
+	clone(t, r, "a", "y"+long[1:], repository.Copied)
+	clone(t, r, long, "b", repository.Copied)
+	clone(t, r, "a", "c", repository.LVMSnapshot)
+	_, err := r.Stat(t.Context(), long+"x")
+	class(t, "a name for no volume at all", err, fault.Invalid)
+}
+
 // TestForeignSnapshot: LVM would remove it with its origin.
 func TestForeignSnapshot(t *testing.T) {
 	s, r := thick(t)

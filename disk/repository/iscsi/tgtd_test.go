@@ -53,7 +53,7 @@ func inUseBy(t *testing.T, r *Repository) inUseAll {
 // TestTgtdHangs, in the middle of a read, a write, a clone; when it is back, all goes on.
 func TestTgtdHangs(t *testing.T) {
 	s, r := thick(t)
-	r.limit = time.Second
+	r.limit = 4 * time.Second
 	u := inUseBy(t, r)
 	s.tgt.Stop()
 	defer s.tgt.Continue()
@@ -95,7 +95,7 @@ func TestTgtdHangs(t *testing.T) {
 // TestTgtdDies and comes back without targets: readers go on, writers know that they do not.
 func TestTgtdDies(t *testing.T) {
 	s, r := thick(t)
-	r.limit = 2 * time.Second
+	r.limit = 6 * time.Second
 	u := inUseBy(t, r)
 	if _, err := u.target.WriteAt([]byte("acknowledged"), 10); err != nil {
 		t.Fatal(err)
