@@ -180,20 +180,30 @@ func (t Tools) Reload(ctx context.Context, name, table string) error {
 	return nil
 }
 
-// passing is for how long a device may be open by somebody who only passes, such as udev, before it counts as in use.
-const passing = 2 * time.Second
+// A device may be open by somebody who only passes, such as udev: for passing, or on a slow host as long as udev has work to do
+// at all, up to settling, before it counts as in use.
+const (
+	passing  = 2 * time.Second
+	settling = 30 * time.Second
+)
+
+// udevWorks says whether udev has events that it has not done with.
+func udevWorks() bool {
+	_, err := os.Stat("/run/udev/queue")
+	return err == nil
+}
 
 // Closed waits until a device is open no more, but not for long: fault.Busy. Nothing when there is none.
 func (t Tools) Closed(ctx context.Context, name string) error {
 	began := time.Now()
-	for pause := 10 * time.Millisecond; ; pause *= 2 {
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
 		d, err := t.Info(ctx, name)
 		switch {
 		case fault.Is(err, fault.NotFound), err == nil && d.Open == 0:
 			return nil
 		case err != nil:
 			return err
-		case time.Since(began) > passing:
+		case time.Since(began) > passing && !udevWorks(), time.Since(began) > settling:
 			return fault.Errorf(fault.Busy, "mapped device %s is open", name)
 		}
 		select {

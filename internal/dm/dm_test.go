@@ -2,7 +2,10 @@ package dm
 
 import (
 	"context"
+	"fmt"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/internal/command"
@@ -59,4 +62,28 @@ func TestWhatDmsetupSays(t *testing.T) {
 	if err := (Tools{says{out: "linear v1.4.0\n"}}).Check(t.Context(), "cache"); !fault.Is(err, fault.Unsupported) {
 		t.Error(err)
 	}
+}
+
+// held is a device that is open for as long.
+type held struct{ until time.Time }
+
+func (h held) Run(context.Context, command.Cmd) ([]byte, error) {
+	open := 0
+	if time.Now().Before(h.until) {
+		open = 1
+	}
+	return fmt.Appendf(nil, "x|OURS-1|%d|7\n", open), nil
+}
+
+func TestClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		if err := (Tools{held{time.Now().Add(passing / 2)}}).Closed(t.Context(), "x"); err != nil {
+			t.Errorf("held by one who passes: %v", err)
+		}
+		began := time.Now()
+		err := Tools{held{began.Add(time.Hour)}}.Closed(t.Context(), "x")
+		if waited := time.Since(began); !fault.Is(err, fault.Busy) || waited < passing || waited > settling+time.Second {
+			t.Errorf("held by one who stays: %v after %v", err, waited)
+		}
+	})
 }
