@@ -131,7 +131,7 @@ func (s *Server) accept(ctx, work context.Context, listener net.Listener, device
 				conn.Close()
 			}
 			return nil
-		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ECONNABORTED):
+		case passes(err):
 			s.log.Warn("nbd connection not accepted", "err", err)
 			select {
 			case <-ctx.Done():
@@ -157,6 +157,16 @@ func (s *Server) accept(ctx, work context.Context, listener net.Listener, device
 			}
 		})
 	}
+}
+
+// passes reports whether accept(2) fails for what is over soon: the client's part, or a shortage.
+func passes(err error) bool {
+	for _, e := range []unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED, unix.EPROTO, unix.EPERM} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // serve serves one client to its end.
