@@ -16,6 +16,7 @@ import (
 	"hayloft/disk/localstore"
 	"hayloft/image/qcow2"
 	"hayloft/internal/command"
+	"hayloft/internal/durable"
 )
 
 // overlay makes a qcow2 of the machine's own on what is below it. One that is there already is kept.
@@ -100,7 +101,8 @@ func readOverlay(path string) (qcow2.Overlay, error) {
 	return qcow2.Read(f)
 }
 
-// newFile makes a file that is whole and the machine's as soon as it has its name.
+// newFile makes a file that is whole and the machine's as soon as it has its name, durably: without it, an empty one would be made
+// in the place of what the machine has written by then.
 func (p *preparation) newFile(path string, fill func(*os.File) error) (err error) {
 	f, err := os.OpenFile(path+".part", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -121,7 +123,7 @@ func (p *preparation) newFile(path string, fill func(*os.File) error) (err error
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(path+".part", path); err != nil {
+	if err := durable.Rename(path+".part", path); err != nil {
 		return err
 	}
 	p.back.Push(func() error { return os.RemoveAll(path) })
@@ -183,7 +185,7 @@ func (p *preparation) tree(ctx context.Context, spec disk.Spec) (device.Device, 
 	if err := copyAttributes(lower, filepath.Join(part, "upper")); err != nil {
 		return d, err
 	}
-	if err := os.Rename(part, dir); err != nil {
+	if err := durable.Rename(part, dir); err != nil {
 		return d, err
 	}
 	p.back.Push(func() error { return removeAll(dir) })

@@ -13,11 +13,14 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"golang.org/x/sys/unix"
+
 	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/repository"
 	"hayloft/image"
 	"hayloft/image/archive"
+	"hayloft/internal/durable"
 	"hayloft/internal/undo"
 )
 
@@ -388,9 +391,21 @@ func (p *preparation) bringTree(ctx context.Context, src repository.Source, dir 
 		return err
 	}
 	p.result.RepositoryBytes += src.Size()
-	if err := os.Rename(part, dir); err != nil {
+	if err := syncTree(part); err != nil { // the stash may go as soon as this is done
+		return err
+	}
+	if err := durable.Rename(part, dir); err != nil {
 		return err
 	}
 	p.back.Push(func() error { return removeAll(dir) })
 	return nil
+}
+
+// syncTree makes a directory with all that is in it durable.
+func syncTree(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(d.Fd())), d.Close())
 }
