@@ -249,6 +249,10 @@ func TestTargetOfALostConnection(t *testing.T) {
 	if err != nil || again != mark {
 		t.Fatal(again, err)
 	}
+	here, err := os.ReadFile("/proc/sys/kernel/random/boot_id") // the storage server is this machine
+	if boot := target.(repository.Booted).Boot(); err != nil || boot == "" || boot != strings.TrimSpace(string(here)) {
+		t.Errorf("boot %q, %v", boot, err)
+	}
 	if _, err := target.WriteAt([]byte("x"), 0); err != nil {
 		t.Error(err)
 	}
