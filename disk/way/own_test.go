@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"hayloft/cloud/fault"
@@ -425,14 +426,16 @@ func TestCrashedInTheMiddle(t *testing.T) {
 }
 
 func TestRate(t *testing.T) {
-	var last disk.Progress
-	report := rated("copy", func(p disk.Progress) { last = p })
-	report(0, 1<<30)
-	if report(1<<20, 1<<30); last.Rate != 0 {
-		t.Errorf("known too early: %+v", last)
-	}
-	time.Sleep(1100 * time.Millisecond)
-	if report(12<<20, 1<<30); last.Rate < 5<<20 || last.Rate > 12<<20 || last.Step != "copy" || last.Done != 12<<20 {
-		t.Errorf("%+v", last)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		var last disk.Progress
+		report := rated("copy", func(p disk.Progress) { last = p })
+		report(0, 1<<30)
+		if report(1<<20, 1<<30); last.Rate != 0 {
+			t.Errorf("known too early: %+v", last)
+		}
+		time.Sleep(1100 * time.Millisecond)
+		if report(12<<20, 1<<30); last.Rate < 5<<20 || last.Rate > 12<<20 || last.Step != "copy" || last.Done != 12<<20 {
+			t.Errorf("%+v", last)
+		}
+	})
 }

@@ -321,7 +321,7 @@ func TestConsoleOutlivesAReboot(t *testing.T) {
 	if _, err := io.WriteString(c, "again\n"); err != nil {
 		t.Fatal(err)
 	}
-	stop := time.AfterFunc(10*time.Second, func() { c.Close() })
+	stop := time.AfterFunc(2*time.Minute, func() { c.Close() })
 	defer stop.Stop()
 	var got []byte
 	buffer := make([]byte, 1024)

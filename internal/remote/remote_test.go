@@ -308,14 +308,14 @@ func TestConnectionLost(t *testing.T) {
 func TestDeadHost(t *testing.T) {
 	s := sshlab.Start(t)
 	c := config(s)
-	c.KeepAlive, c.DeadAfter = 50*time.Millisecond, time.Second
+	c.KeepAlive, c.DeadAfter = 50*time.Millisecond, 5*time.Second
 	h := open(t, c)
 	p, err := h.Start(t.Context(), command.Cmd{Name: "cat"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.Stop()
-	if err := p.Wait(t.Context()); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "has not answered for 1s") {
+	if err := p.Wait(t.Context()); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "has not answered for 5s") {
 		t.Error(err)
 	}
 	c.ConnectLimit = 300 * time.Millisecond

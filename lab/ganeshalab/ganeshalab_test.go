@@ -22,7 +22,7 @@ func TestQEMU(t *testing.T) {
 			t.Fatal(err)
 		}
 		fetch := func() error {
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			to := filepath.Join(t.TempDir(), "copy")
 			if _, err := (command.Exec{}).Run(ctx, command.Cmd{Name: "qemu-img", Args: []string{"convert", "-f", "raw", "-O", "raw", s.URL + "/a.img", to}}); err != nil {

@@ -37,7 +37,7 @@ func TestSoak(t *testing.T) {
 	if said, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, said)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	if err := run(ctx, o, func(line string) { t.Log(line) }); err != nil {
 		t.Error(err)
@@ -58,12 +58,12 @@ func TestKilledRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &soak{options: options{dir: dir}}
-	within(t, time.Minute, "files", func() bool { return len(s.mounts()) > 0 })
+	within(t, 4*time.Minute, "files", func() bool { return len(s.mounts()) > 0 })
 	if err := cmd.Process.Kill(); err != nil {
 		t.Error(err)
 	}
 	_ = cmd.Wait()
-	within(t, time.Minute, "nothing left", func() bool {
+	within(t, 4*time.Minute, "nothing left", func() bool {
 		return len(processesOf(dir)) == 0 && len(s.mounts()) == 0 && len(s.loops()) == 0
 	})
 }

@@ -221,7 +221,7 @@ func client(t *testing.T, a *Authority, id Identity) *tls.Config {
 }
 
 func session(c wire.FleetClient) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	stream, err := c.Session(ctx)
 	if err != nil {
@@ -232,7 +232,7 @@ func session(c wire.FleetClient) (string, error) {
 }
 
 func enroll(c wire.FleetClient) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	reply, err := c.Enroll(ctx, &wire.EnrollRequest{})
 	return reply.GetCluster(), err

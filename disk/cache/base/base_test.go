@@ -162,7 +162,7 @@ func newBench(t testing.TB, data []byte) *bench {
 // open opens the cache; change may be nil.
 func (b *bench) open(change func(*cache.BaseConfig)) *base {
 	b.t.Helper()
-	c := cache.BaseConfig{Name: "debian", Dir: b.disk.Dir(), Index: b.index, Open: b.repo.Open, Patience: 2 * time.Second}
+	c := cache.BaseConfig{Name: "debian", Dir: b.disk.Dir(), Index: b.index, Open: b.repo.Open, Patience: 20 * time.Second}
 	if change != nil {
 		change(&c)
 	}

@@ -234,11 +234,11 @@ func TestUnavailableRepositoryIsWaitedFor(t *testing.T) {
 		return 0, fault.Errorf(fault.Unavailable, "connection refused")
 	}
 	b.repo.set(away)
-	o := b.open(func(c *cache.BaseConfig) { c.Patience = 200 * time.Millisecond })
+	o := b.open(func(c *cache.BaseConfig) { c.Patience = 2 * time.Second })
 	r := o.Reader(nil)
 	began := time.Now()
 	err := r.ReadAt(context.Background(), make([]byte, 10), 0)
-	if took := time.Since(began); !fault.Is(err, fault.Unavailable) || took < 200*time.Millisecond || failures < 3 {
+	if took := time.Since(began); !fault.Is(err, fault.Unavailable) || took < 2*time.Second || failures < 3 {
 		t.Fatalf("after %v and %d tries: %v", took, failures, err)
 	}
 	b.repo.mu.Lock()

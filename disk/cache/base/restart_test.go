@@ -64,7 +64,7 @@ func TestWhatArrivedIsDurableSoonWithoutASync(t *testing.T) {
 	b := newBench(t, content("dddddd", 0))
 	o := b.open(nil)
 	b.check(o.Reader(nil), 0, chunk)
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	durable := func() bool {
 		o.saving.Lock()
 		defer o.saving.Unlock()

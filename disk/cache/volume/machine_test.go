@@ -105,7 +105,7 @@ func newBench(fatalf func(string, ...any), seed uint64, size, sourceSize int64, 
 	if err := b.source.Fill(content, 0); err != nil {
 		fatalf("%v", err)
 	}
-	b.config = cache.VolumeConfig{Name: "machine 1 disk 0", Size: size, Mode: mode, Capacity: capacity, Patience: time.Second}
+	b.config = cache.VolumeConfig{Name: "machine 1 disk 0", Size: size, Mode: mode, Capacity: capacity, Patience: 10 * time.Second}
 	return b
 }
 

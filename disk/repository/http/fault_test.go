@@ -17,7 +17,7 @@ import (
 	"hayloft/lab/httplab"
 )
 
-var quick = attempt.Patience{Stall: 200 * time.Millisecond, Attempts: 3, First: time.Millisecond, Longest: 10 * time.Millisecond}
+var quick = attempt.Patience{Stall: 2 * time.Second, Attempts: 3, First: time.Millisecond, Longest: 10 * time.Millisecond}
 
 // liar serves one object at every name, with the faults that a test wants.
 type liar struct {
@@ -173,7 +173,7 @@ func TestFaults(t *testing.T) {
 			}
 			return false
 		}},
-		{name: "stalls in the body", class: fault.Unavailable, says: "no bytes came for 200ms", gets: 3, answer: func(w nethttp.ResponseWriter, r *nethttp.Request, n int64) bool {
+		{name: "stalls in the body", class: fault.Unavailable, says: "no bytes came for 2s", gets: 3, answer: func(w nethttp.ResponseWriter, r *nethttp.Request, n int64) bool {
 			part(w, fmt.Sprintf("bytes %d-999/1000", n-1), "0", 1001-int(n))
 			hang(r)
 			return true
@@ -235,7 +235,7 @@ func TestDowngrade(t *testing.T) {
 func TestEndedRead(t *testing.T) {
 	l := &liar{content: "0123456789", answer: func(_ nethttp.ResponseWriter, r *nethttp.Request, _ int64) bool { hang(r); return true }}
 	r := connect(t, start(t, httplab.Config{Handler: l}).URL, nil)
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
 	defer cancel()
 	s, err := r.Open(ctx, "a")
 	if err != nil {
@@ -243,7 +243,7 @@ func TestEndedRead(t *testing.T) {
 	}
 	began := time.Now()
 	_, err = s.ReadAt(make([]byte, 10), 0)
-	if !fault.Is(err, fault.Unavailable) || time.Since(began) > 5*time.Second {
+	if !fault.Is(err, fault.Unavailable) || time.Since(began) > r.patience.Stall {
 		t.Errorf("after %v: %v", time.Since(began), err)
 	}
 }

@@ -62,7 +62,7 @@ func TestNeverWrong(t *testing.T) {
 		return true
 	}
 	r := connect(t, start(t, httplab.Config{Handler: l}).URL, nil)
-	r.patience = attempt.Patience{Stall: 5 * time.Second, Attempts: 10, First: time.Microsecond, Longest: time.Millisecond}
+	r.patience = attempt.Patience{Stall: time.Minute, Attempts: 10, First: time.Microsecond, Longest: time.Millisecond}
 	s, err := r.Open(t.Context(), "a")
 	if err != nil {
 		t.Fatal(err)

@@ -25,7 +25,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-var quick = attempt.Patience{Stall: 300 * time.Millisecond, Attempts: 3, First: time.Millisecond, Longest: 10 * time.Millisecond}
+var quick = attempt.Patience{Stall: 2 * time.Second, Attempts: 3, First: time.Millisecond, Longest: 10 * time.Millisecond}
 
 func start(t *testing.T, c s3lab.Config) *s3lab.Server {
 	t.Helper()
