@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"net"
 	"strings"
 	"sync"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/pkg/sftp"
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 
 	"hayloft/cloud/fault"
 	"hayloft/internal/waiting"
@@ -40,11 +43,30 @@ type connection struct {
 	filesErr error
 }
 
-// connect dials and logs in. ctx bounds it, as does the configured limit.
+// connect dials and logs in. ctx bounds it, as does the configured limit. An sshd at which many log in at the same time
+// (MaxStartups) hangs up on some of them before it knows who they are: they come again.
 func (h *Host) connect(ctx context.Context) (*connection, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, h.config.ConnectLimit,
 		fault.Errorf(fault.Unavailable, "host %s: no connection within %v", h, h.config.ConnectLimit))
 	defer cancel()
+	for pause := firstPause; ; pause *= 2 {
+		c, err := h.connectOnce(ctx)
+		if !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) || ctx.Err() != nil {
+			return c, err
+		}
+		timer := time.NewTimer(pause + rand.N(pause)) // not all of them together
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, fmt.Errorf("%w: it hangs up, MaxStartups of its sshd may be too low: %w", context.Cause(ctx), err)
+		}
+	}
+}
+
+const firstPause = 50 * time.Millisecond
+
+func (h *Host) connectOnce(ctx context.Context) (*connection, error) {
 	keys, err := readHostKeys(h.config.KnownHostsFile)
 	if err != nil {
 		return nil, fmt.Errorf("host %s: %w", h, err)

@@ -360,7 +360,7 @@ func (c *connection) noSession(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return c.host.ended(ctx)
 	case errors.As(err, &no):
-		return fault.Errorf(fault.Unavailable, "host %s: no session: %w", c.host, err)
+		return fault.Errorf(fault.Unavailable, "host %s: no session, MaxSessions of its sshd may be too low: %w", c.host, err)
 	}
 	return c.err()
 }

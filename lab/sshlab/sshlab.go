@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -70,6 +71,9 @@ func New(dir string, lines ...string) (*Server, error) {
 	s := &Server{dir: dir, program: program, Port: number, KeyFile: dir + "/user", StrangerFile: dir + "/stranger",
 		KnownHostsFile: dir + "/known_hosts", OtherHostsFile: dir + "/other_hosts", EmptyHostsFile: dir + "/empty_hosts"}
 	s.Host = fmt.Sprintf("root@127.0.0.1:%d", s.Port)
+	if !slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, "MaxStartups") }) {
+		lines = append(slices.Clone(lines), "MaxStartups 100") // of this, sshd takes the last
+	}
 	keys := map[string]ssh.PublicKey{}
 	for _, file := range []string{dir + "/host", s.KeyFile, s.StrangerFile, dir + "/otherhost"} {
 		if keys[file], err = newKey(file); err != nil {
@@ -87,7 +91,7 @@ func New(dir string, lines ...string) (*Server, error) {
 			"Port "+fmt.Sprint(s.Port), "ListenAddress 127.0.0.1", "HostKey "+dir+"/host", "PidFile none",
 			"AuthorizedKeysFile "+dir+"/authorized_keys", "StrictModes no", "UsePAM no", "PermitRootLogin prohibit-password",
 			"PasswordAuthentication no", "KbdInteractiveAuthentication no", "LogLevel VERBOSE",
-			"Subsystem sftp internal-sftp", "MaxStartups 100",
+			"Subsystem sftp internal-sftp",
 			"SetEnv SHLVL=2", // bash leaves the user's .bashrc alone then
 		), "\n") + "\n",
 	} {

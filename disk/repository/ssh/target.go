@@ -59,27 +59,27 @@ func (r *Repository) openTarget(ctx context.Context, l *link, name string, owner
 		}
 		return m, err
 	}
-	if _, err := check(); err != nil {
+	before, err := check()
+	if err != nil {
 		return nil, err
 	}
+	o, err := r.openFile(ctx, l, name, os.O_RDWR)
+	if err != nil {
+		return nil, err
+	}
+	// Not while the lock is held: sshd may allow two sessions on a connection, and SFTP is one.
+	ours, err := r.identify(ctx, l)
+	if err != nil {
+		return nil, errors.Join(err, o.close())
+	}
 	var t *target
-	err := r.withLock(ctx, l, name, func(l *link) (err error) {
+	err = r.withLock(ctx, l, name, func(l *link) error {
 		m, err := check()
 		if err != nil {
 			return err
 		}
-		o, err := r.openFile(ctx, l, name, os.O_RDWR)
-		if err != nil {
-			return err
-		}
-		defer func() {
-			if err != nil {
-				err = errors.Join(err, o.close())
-			}
-		}()
-		ours, err := r.identify(ctx, l)
-		if err != nil {
-			return err
+		if m.Generation != before.Generation { // what is open may have been deleted since
+			return fault.Errorf(fault.Busy, "was taken again: generation %d is over, it is %d now", before.Generation, m.Generation)
 		}
 		if m.Session != "" && !sameSession(m.Session, ours) {
 			if err := r.endSession(ctx, m.Session); err != nil {
@@ -98,10 +98,7 @@ func (r *Repository) openTarget(ctx context.Context, l *link, name string, owner
 		return nil
 	})
 	if err != nil {
-		if t != nil {
-			err = errors.Join(err, t.opened.close())
-		}
-		return nil, err
+		return nil, errors.Join(err, o.close())
 	}
 	r.mu.Lock()
 	r.targets[name]++
