@@ -59,9 +59,9 @@ func takeAway(t *testing.T, d *Driver, m hypervisor.Machine) {
 
 func await(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for limit := time.Now().Add(time.Minute); !holds(); time.Sleep(5 * time.Millisecond) {
+	for limit := time.Now().Add(4 * time.Minute); !holds(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(limit) {
-			t.Fatalf("not within a minute: %s", what)
+			t.Fatalf("not within four minutes: %s", what)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"hayloft/cloud/fault"
@@ -64,23 +65,25 @@ func TestCheckSpec(t *testing.T) {
 }
 
 func TestUntilClean(t *testing.T) {
-	for name, c := range map[string]struct {
-		says []int64
-		want fault.Class
-	}{"falls": {[]int64{5, 9, 4, 0}, -1}, "stands": {[]int64{5}, fault.Unavailable}} {
-		asked, done, total := 0, int64(0), int64(0)
-		err := UntilClean(t.Context(), time.Millisecond, 30*time.Millisecond, func(d, of int64) { done, total = d, of }, func() (int64, error) {
-			n := c.says[min(asked, len(c.says)-1)]
-			asked++
-			return n, nil
-		})
-		if c.want < 0 && (err != nil || done != 9 || total != 9) || c.want >= 0 && !fault.Is(err, c.want) {
-			t.Errorf("%s: %v, %d of %d", name, err, done, total)
+	synctest.Test(t, func(t *testing.T) {
+		for name, c := range map[string]struct {
+			says []int64
+			want fault.Class
+		}{"falls": {[]int64{5, 9, 4, 0}, -1}, "stands": {[]int64{5}, fault.Unavailable}} {
+			asked, done, total := 0, int64(0), int64(0)
+			err := UntilClean(t.Context(), time.Millisecond, 30*time.Millisecond, func(d, of int64) { done, total = d, of }, func() (int64, error) {
+				n := c.says[min(asked, len(c.says)-1)]
+				asked++
+				return n, nil
+			})
+			if c.want < 0 && (err != nil || done != 9 || total != 9) || c.want >= 0 && !fault.Is(err, c.want) {
+				t.Errorf("%s: %v, %d of %d", name, err, done, total)
+			}
 		}
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := UntilClean(ctx, time.Hour, time.Hour, func(int64, int64) {}, func() (int64, error) { return 1, nil }); !errors.Is(err, context.Canceled) {
-		t.Error(err)
-	}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := UntilClean(ctx, time.Hour, time.Hour, func(int64, int64) {}, func() (int64, error) { return 1, nil }); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
 }
