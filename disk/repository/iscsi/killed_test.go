@@ -14,53 +14,61 @@ import (
 	"hayloft/internal/lvm"
 )
 
-// mortal is a client that dies: after so many programs nothing that it asks for is done any more, or nothing but the last, of
-// which it learns nothing.
+// mortal is a client that dies after so many programs: it learns nothing of the next one.
 type mortal struct {
 	command.Runner
-	lives    atomic.Int64
-	lastDone bool
+	lives atomic.Int64
+	death
+}
+
+// death is how a client dies, and what is found of it.
+type death struct {
+	lastDone bool // the program that it learns nothing of is run
+	alive    bool // it only loses that answer
+	unseen   bool // nobody looks before Sweep comes
+	hasty    bool // the clone is deleted before Sweep comes, which may be refused
 }
 
 func (m *mortal) Run(ctx context.Context, cmd command.Cmd) ([]byte, error) {
-	switch n := m.lives.Add(-1); {
-	case n < -1, n == -1 && !m.lastDone:
-	case n == -1:
-		_, _ = m.Runner.Run(ctx, cmd)
-	default:
+	n := m.lives.Add(-1)
+	if n >= 0 || n < -1 && m.alive {
 		return m.Runner.Run(ctx, cmd)
+	}
+	if n == -1 && m.lastDone {
+		_, _ = m.Runner.Run(ctx, cmd)
 	}
 	return nil, fault.Errorf(fault.Unavailable, "killed")
 }
 
-// killed does something as a client that dies after each number of programs in turn, until it comes to its end, and has its
-// heir look at what is there: what is left when nobody has given a sign of life for long, is swept. A hasty heir deletes the clone
-// before that, which may be refused.
+// killed does something as a client that dies after each number of programs in turn, until it comes to its end, and has its heir
+// look at what is there. What is left when nobody has given a sign of life for long, is swept.
 func killed(t *testing.T, begin func(s *storage, r *Repository), do func(r *Repository) error, after func(s *storage, heir *Repository, done bool)) {
 	s, r := thick(t)
-	written(t, r, "a", strings.Repeat("text", 30_000))
+	text := strings.Repeat("text", 30_000)
+	written(t, r, "a", text)
 	sweeper := s.repository(t, nil)
 	sweeper.lease = -time.Second
-	for _, how := range []struct{ lastDone, hasty bool }{{false, false}, {true, false}, {true, true}} {
+	for _, how := range []death{{}, {lastDone: true}, {lastDone: true, hasty: true}, {lastDone: true, unseen: true}, {alive: true}, {alive: true, lastDone: true}} {
 		for lives, done := int64(0), false; !done; lives++ {
 			begin(s, r)
-			m := &mortal{Runner: s, lastDone: how.lastDone}
+			m := &mortal{Runner: s, death: how}
 			m.lives.Store(lives)
 			dying := s.repository(t, nil)
 			dying.server = m
 			err := do(dying)
-			done = m.lives.Load() >= 0
-			if done && err != nil {
+			if done = m.lives.Load() >= 0; done && err != nil {
 				t.Fatal(err)
 			}
+			m.death = death{}
 			m.lives.Store(-2)
 			tagged(t, s)
-			after(s, r, err == nil)
+			if !how.unseen {
+				after(s, r, err == nil)
+			}
 			deleted := false
 			if how.hasty {
 				err := r.Delete(t.Context(), "b")
-				deleted = err == nil || fault.Is(err, fault.NotFound)
-				if !deleted {
+				if deleted = err == nil || fault.Is(err, fault.NotFound); !deleted {
 					class(t, "delete at once", err, fault.Busy)
 				}
 			}
@@ -78,7 +86,7 @@ func killed(t *testing.T, begin func(s *storage, r *Repository), do func(r *Repo
 			if err := r.Delete(t.Context(), "b"); err != nil && !fault.Is(err, fault.NotFound) {
 				t.Error(err)
 			}
-			if stored(t, s, r, "a") != strings.Repeat("text", 30_000) {
+			if stored(t, s, r, "a") != text {
 				t.Error("the parent is different")
 			}
 			clean(t, s)
@@ -86,7 +94,7 @@ func killed(t *testing.T, begin func(s *storage, r *Repository), do func(r *Repo
 				t.Fatalf("after %d programs, %+v", lives, how)
 			}
 			if done {
-				t.Logf("%d programs", lives)
+				t.Logf("%+v: %d programs", how, lives)
 			}
 		}
 	}

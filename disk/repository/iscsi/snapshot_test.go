@@ -249,6 +249,21 @@ func TestInTheWay(t *testing.T) {
 	clean(t, s)
 
 	written(t, r, "a", "text")
+	during("dd", func() error { _, err := other.Own(context.Background(), "a", owner, 0, 0); return err })
+	_, _, err = r.CopyFrom(t.Context(), "a", "b")
+	class(t, "a copy of what is taken meanwhile", err, fault.Busy)
+	if err := errors.Join(r.Disown(t.Context(), "a", owner), r.Delete(t.Context(), "a")); err != nil {
+		t.Fatal(err)
+	}
+	written(t, r, "a", "text")
+	during("lvchange", func() error { clone(t, other, "a", "b", repository.LVMSnapshot); return nil })
+	says(t, "delete, a clone came between", r.Delete(t.Context(), "a"), fault.Busy, "needed by b")
+	if v, err := r.lookup(t.Context(), "a"); err != nil || v.mark.use != free {
+		t.Errorf("%+v, %v", v, err)
+	}
+	if err := r.Delete(t.Context(), "b"); err != nil {
+		t.Error(err)
+	}
 	w, _, err := r.CreateFrom(t.Context(), "a", "b")
 	if err != nil {
 		t.Fatal(err)
