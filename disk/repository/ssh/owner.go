@@ -7,6 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"sync/atomic"
+	"time"
 
 	"github.com/pkg/sftp"
 
@@ -84,16 +86,26 @@ func (r *Repository) Own(ctx context.Context, name string, owner repository.Owne
 	}
 	ctx, done := r.noting(ctx, "taking", name)
 	defer done()
-	return "", r.once(ctx, r.limits.mark, func(l *link) error { return r.object(l, name, r.own(ctx, l, name, owner)) })
+	var began atomic.Bool
+	return "", r.again(ctx, r.limits.mark, func(l *link) error {
+		patience := time.Duration(0) // whoever finds the name locked has come second: no reason to wait
+		if began.Swap(true) {
+			patience = lockLimit // for what we held on the connection that was lost
+		}
+		return r.object(l, name, r.own(ctx, l, name, owner, patience))
+	})
 }
 
-func (r *Repository) own(ctx context.Context, l *link, name string, owner repository.Owner) (err error) {
+func (r *Repository) own(ctx context.Context, l *link, name string, owner repository.Owner, patience time.Duration) (err error) {
 	fi, err := r.lstat(l, name)
 	if err != nil {
 		return err
 	}
-	// Whoever finds the name locked has come second: no reason to wait.
 	held, err := r.lockNames(ctx, "", name, name)
+	for limit := time.Now().Add(patience); fault.Is(err, fault.Busy) && time.Now().Before(limit); {
+		time.Sleep(lockPoll)
+		held, err = r.lockNames(ctx, "", name, name)
+	}
 	if err != nil {
 		return err
 	}

@@ -154,6 +154,41 @@ func TestLineThatFallsSilent(t *testing.T) {
 	}
 }
 
+// TestTakenInSpiteOfALoss: an image is taken though the connection ends on the way, wherever that is.
+func TestTakenInSpiteOfALoss(t *testing.T) {
+	s := sshlab.Start(t)
+	dir := t.TempDir()
+	owner := repository.Owner{Host: "here", Machine: 1}
+	line := newRelay(t, strings.TrimPrefix(s.Host, "root@"))
+	r := line.through(t, s, dir)
+	put(t, r, "measured", noise(1000))
+	line.goOn()
+	if _, err := r.Own(t.Context(), "measured", owner, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	total := line.bytes()
+	const points = 8
+	for i := range points {
+		name := fmt.Sprintf("image%d", i)
+		put(t, r, name, noise(1000))
+		line.stopAfter(total*i/points + 1)
+		ended := make(chan error, 1)
+		go func() {
+			_, err := r.Own(t.Context(), name, owner, 0, 0)
+			ended <- err
+		}()
+		eventually(t, "the end of the line", line.stands)
+		line.hangUp()
+		line.goOn()
+		if err := <-ended; err != nil {
+			t.Errorf("after %d bytes of %d: %v", total*i/points+1, total, err)
+		}
+		if _, err := r.Marked(t.Context(), name); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestFewSessions: an sshd that allows two sessions on a connection is enough, and one that allows one says so.
 func TestFewSessions(t *testing.T) {
 	owner := repository.Owner{Host: "here", Machine: 1}
