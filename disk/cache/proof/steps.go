@@ -141,7 +141,7 @@ func (s *volumeScenario) zero(offset, length int64, z export.ZeroFlags) {
 func (s *volumeScenario) answered(c *change, fua bool, err error) {
 	s.mu.Lock()
 	s.model.end(c, err == nil, fua)
-	if err != nil && fua {
+	if err != nil && fua && !s.direct() { // a flush of the source tells of what another sync lost
 		s.model.doubt()
 	}
 	if err == nil {
@@ -169,15 +169,22 @@ func (s *volumeScenario) flush() {
 	} else {
 		s.model.doubt()
 	}
-	now := s.model.clock
+	now, told := s.model.clock, s.tells(err)
 	s.mu.Unlock()
 	s.note("flush %d to %d: %v", start, now, err)
-	if err != nil && !s.excused(err) {
+	if err != nil && !s.excused(err) && !told {
 		s.fail("flush: %v", err)
 	}
 	if err == nil {
 		s.promised()
 	}
+}
+
+// tells reports whether a flush fails because a sync did before it, which it tells once. The caller holds mu.
+func (s *volumeScenario) tells(err error) bool {
+	told := s.owed && s.direct() && fault.Is(err, fault.Unavailable)
+	s.owed = s.owed && s.away
+	return told
 }
 
 // promised looks whether the source tells of writes that are durable here and not there.

@@ -38,6 +38,8 @@ type volumeScenario struct {
 	pinned     bool // it was found since the last power cut
 	// Why operations may fail: the host's own disk failed in this run; the repository is away; its power went.
 	local, away, shaken bool
+	// owed: the repository was away since the last flush, which may have to tell of a sync that failed then.
+	owed bool
 	// marked: Offline has written since the last Settle and power cut, so that it needs the repository no more.
 	marked atomic.Bool
 }
@@ -210,11 +212,11 @@ func (s *volumeScenario) upset() {
 			s.note("the repository does not answer")
 			s.source.Unreachable(true)
 		}
-		s.away = true
+		s.away, s.owed = true, true
 	case 2:
 		s.note("the repository fails now and then")
 		s.source.Inject(faulty.Fault{Err: fault.Errorf(fault.Unavailable, "injected"), OneIn: 4, Times: 1 + s.rng.IntN(8)})
-		s.away = true
+		s.away, s.owed = true, true
 	case 3:
 		s.note("everything takes longer")
 		s.source.Yield(1 + s.rng.IntN(20))
@@ -274,7 +276,7 @@ func (s *volumeScenario) finish() {
 		return
 	}
 	err := s.settle()
-	if err != nil && s.shaken { // was told of the power cut now
+	if err != nil && s.direct() { // was told of the power cut, or of a sync that failed, now
 		err = s.settle()
 	}
 	if err != nil {

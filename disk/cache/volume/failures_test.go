@@ -235,3 +235,39 @@ func TestLoadAfterAFailedOne(t *testing.T) {
 		})
 	}
 }
+
+// A sync of the source that fails is told to a flush, whoever asked for it: what was written before may be lost.
+func TestFlushTellsOfALostSync(t *testing.T) {
+	for name, lose := range map[string]func(b *bench, fail func()){
+		"of a write": func(b *bench, fail func()) {
+			fail()
+			if b.volume.WriteAt(background, pattern(100, 2), 3*chunkSize, true) == nil {
+				t.Error("durable although the sync failed")
+			}
+		},
+		"of a close": func(b *bench, fail func()) {
+			fail()
+			b.close()
+			b.open()
+		},
+		"of an open": func(b *bench, fail func()) {
+			b.kill()
+			fail()
+			b.open()
+		},
+	} {
+		for _, mode := range []cache.Mode{cache.Around, cache.Through} {
+			t.Run(name+" "+string(mode), func(t *testing.T) {
+				b := newBench(t.Fatalf, 3, 4*chunkSize, 4*chunkSize, mode, 0)
+				b.open()
+				b.write(pattern(100, 1), chunkSize, false)
+				lose(b, func() { b.source.Inject(faulty.Fault{Op: faulty.Sync, Err: unix.EIO, Times: 1}) })
+				if b.volume.Flush(background) == nil {
+					t.Error("flushed what may be lost")
+				}
+				b.check("flush", b.volume.Flush(background))
+				b.close()
+			})
+		}
+	}
+}

@@ -116,6 +116,9 @@ func newVolume(c cache.VolumeConfig, st state) *volume {
 	v.sourceSyncs = newGroupSync()
 	v.writers.byChunk = map[int64]*shared{}
 	v.residents.limit = -1
+	if st.Lost {
+		v.lostSyncs.Store(1)
+	}
 	v.life, v.stop = context.WithCancel(context.Background())
 	return v
 }
@@ -212,7 +215,8 @@ func (v *volume) takeOver(ctx context.Context, c cache.VolumeConfig, clean bool,
 	}
 	old := v.mode
 	v.mode, v.state.Mode = c.Mode, c.Mode
-	v.state.Loaded, v.state.Complete = 0, false
+	v.state.Loaded, v.state.Complete, v.state.Lost = 0, false, false
+	v.toldSyncs.Store(v.lostSyncs.Load())
 	if err := v.state.write(v.dir); err != nil {
 		return fmt.Errorf("state: %w", err)
 	}

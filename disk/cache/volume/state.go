@@ -36,6 +36,8 @@ type state struct {
 	Clean bool   `json:"clean"`
 	// Unsynced: it was closed with changes in the source that this had not synced.
 	Unsynced bool `json:"unsynced,omitempty"`
+	// Lost: a sync of the source failed (AROUND, THRU), and no flush has told of it.
+	Lost bool `json:"lost,omitempty"`
 	// Generation is that of the map's blocks; those of another are empty.
 	Generation uint32 `json:"generation"`
 	// Loaded is how many chunks from the start an OFFLINE volume holds durably; Complete when all and their dirty

@@ -3,7 +3,6 @@ package volume
 import (
 	"context"
 	"errors"
-	"sync"
 	"time"
 
 	"hayloft/cloud/fault"
@@ -27,7 +26,11 @@ func (v *volume) Flush(ctx context.Context) error {
 // syncThrough has the source sync what AROUND and THRU wrote to it.
 func (v *volume) syncThrough(ctx context.Context) error {
 	return v.apart(ctx, change{}, func(ctx context.Context, _ change) error {
-		if err := v.patientSync(ctx); err != nil {
+		err := v.patientSync(ctx)
+		if v.tellLosses() && err == nil {
+			err = errLostSync
+		}
+		if err != nil {
 			return err
 		}
 		// A change from another mode that a crash undid may have left the mark.
@@ -46,9 +49,27 @@ func (v *volume) durably(ctx context.Context, sync func(context.Context) error, 
 		return err
 	}
 	if v.lostSyncs.Load() != before {
-		return fault.Errorf(fault.Unavailable, "the source may have lost what it had not synced")
+		return errLostSync
 	}
 	return nil
+}
+
+var errLostSync = fault.Errorf(fault.Unavailable, "the source may have lost what it had not synced")
+
+// tellLosses reports whether syncs failed that no flush has told of yet, also in the process before: one does now. Whoever had asked
+// for them, what was written before them is not durable.
+func (v *volume) tellLosses() bool {
+	lost := v.lostSyncs.Load()
+	if v.toldSyncs.Swap(lost) == lost {
+		return false
+	}
+	v.stateMu.Lock()
+	remembered := v.state.Lost
+	v.stateMu.Unlock()
+	if remembered {
+		v.local(v.changeState(func(s *state) { s.Lost = false }))
+	}
+	return true
 }
 
 // syncSource makes durable what the source has; many share one sync. Bits of chunks that were changed since the last
@@ -58,12 +79,8 @@ func (v *volume) syncSource(context.Context) error {
 	return v.sourceSyncs.do(func() error {
 		v.present.beginSync()
 		err := v.remote.sync()
-		late := v.lateSync.Swap(nil)
-		if late != nil {
-			err = errors.Join(err, *late)
-		}
 		var notBegun *repository.NotBegun
-		if late == nil && errors.As(err, &notBegun) {
+		if errors.As(err, &notBegun) {
 			return err
 		}
 		if err == nil {
@@ -100,25 +117,12 @@ func (v *volume) patientSync(ctx context.Context) error {
 const baselinePatience = 10 * time.Second
 
 // baseline makes durable in the source what was written before now: an error would not be told to those who wrote
-// it. When the source does not do that, what is read of it is not believed after the next Open. An error that comes
-// too late is the next flush's.
+// it. When the source does not do that, what is read of it is not believed after the next Open. An error, also one that
+// comes late, is the next flush's.
 func (v *volume) baseline(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, baselinePatience)
 	defer cancel()
-	gaveUp := false
-	var mu sync.Mutex
-	err := v.apart(ctx, change{}, func(ctx context.Context, _ change) error {
-		err := v.syncSource(ctx)
-		mu.Lock()
-		defer mu.Unlock()
-		if gaveUp && err != nil {
-			v.lateSync.Store(&err)
-		}
-		return err
-	})
-	mu.Lock()
-	defer mu.Unlock()
-	gaveUp = true
+	err := v.apart(ctx, change{}, func(ctx context.Context, _ change) error { return v.syncSource(ctx) })
 	if err != nil {
 		v.log.Warn("source did not sync what was written before", "volume", v.name, "error", err)
 	}

@@ -50,8 +50,8 @@ type volume struct {
 
 	remote      remote
 	sourceSyncs groupSync
-	lateSync    atomic.Pointer[error]
 	lostSyncs   atomic.Uint64 // that failed
+	toldSyncs   atomic.Uint64 // of these, by a flush that failed
 	data        storage.File
 	present     *bitmap
 	residents   residents
