@@ -3,13 +3,15 @@ package golden
 // kernelGuestPackages are installed with all that they depend on.
 var kernelGuestPackages = []string{kernelMeta, "busybox-static", "libc-bin", "base-files", "hostname", "tar", "gzip", "coreutils", "bash", "dash", "sed", "grep", "gawk", "findutils", "diffutils", "mount", "util-linux",
 	"procps", "psmisc", "kmod", "udev", "dmsetup", "lvm2", "thin-provisioning-tools", "bcache-tools", "nfs-kernel-server", "nfs-common",
-	"tgt", "open-iscsi", "e2fsprogs", "xfsprogs", "btrfs-progs", "qemu-utils", "qemu-block-extra", "ceph-common",
+	"tgt", "open-iscsi", "e2fsprogs", "xfsprogs", "btrfs-progs", "qemu-utils", "qemu-block-extra", "qemu-system-x86", "ceph-common",
 	"openssh-client", "openssh-server", "iproute2", "netbase"}
 
-// kernelGuestLeftOut are beginnings of package names that others depend on, for scripts that do not run here.
+// kernelGuestLeftOut are beginnings of package names that others depend on: for scripts that do not run here, for QEMU's modules of
+// screens and sound, for cards that boot from the network.
 var kernelGuestLeftOut = []string{"python3", "libpython3", "perl", "libperl5", "libgluster", "libgf", "libicu", "initramfs-tools",
 	"linux-image-cloud", "linux-base", "ca-certificates", "openssl_", "dpkg_", "usrmerge", "debconf", "ucf_", "gcc-12-base",
-	"init-system-helpers", "klibc", "libklibc", "cpio_"}
+	"init-system-helpers", "klibc", "libklibc", "cpio_", "iso-codes", "libspice", "libgstreamer", "libasound2", "libbrlapi", "libcacard",
+	"libwayland", "libgbm", "libepoxy", "libsndio", "libopus", "liborc", "libdrm", "libpcsclite", "libusb", "ipxe-qemu"}
 
 // kernelGuestModules are loaded before the root is mounted; all others by whoever needs them.
 var kernelGuestModules = []string{"virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console"}

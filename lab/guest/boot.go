@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"hayloft/cloud/fault"
+	"hayloft/hypervisor/qemu/tsc"
 	"hayloft/lab/golden"
 	"hayloft/lab/guest/channel"
 )
@@ -87,6 +88,10 @@ func (g *Guest) commandLine() []string {
 		memory = defaultMemory
 	}
 	line := golden.CmdlinePC + " programs=" + device(1+len(c.Disks))
+	// On a busy machine the guest measures its counter wrongly, as that is emulated, and its clock goes many times too fast.
+	if kHz, err := tsc.KHz(); err == nil {
+		line += fmt.Sprintf(" tsc_early_khz=%d", kHz)
+	}
 	var network []string
 	switch {
 	case c.Network.Tap != "":

@@ -12,6 +12,7 @@ func TestDiscover(t *testing.T) {
 	for name, text := range map[string]string{
 		"a/a_test.go":          "package a\nfunc TestGuestTwo(t *testing.T) { helper(t) }\nfunc TestOther(t *testing.T) {}",
 		"a/b_test.go":          "package a\nfunc TestGuestOne(t *testing.T) {}\nfunc helper(t *testing.T) { labtest.Guest(t) }\n",
+		"a/c_test.go":          "package a\nfunc program(t *testing.T) string { return labtest.Program(t, \"cmd/a\") }",
 		"c/c_test.go":          "package c\n// labtest.Guest\nfunc TestGuestOfAnInn(t *testing.T) { labtest.Root(t) }",
 		"d/testdata/d_test.go": "package d\nfunc TestGuestData(t *testing.T) { labtest.Guest(t) }",
 		"e/e.go":               "package e\nfunc TestGuestPlain() { labtest.Guest(nil) }",
@@ -29,7 +30,8 @@ func TestDiscover(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(found) != 1 || found[0].path != "a" || !slices.Equal(found[0].tests, []string{"TestGuestOne", "TestGuestTwo"}) {
+	if len(found) != 1 || found[0].path != "a" || !slices.Equal(found[0].tests, []string{"TestGuestOne", "TestGuestTwo"}) ||
+		!slices.Equal(found[0].programs, []string{"cmd/a"}) {
 		t.Errorf("found %+v", found)
 	}
 }

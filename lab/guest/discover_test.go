@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"hayloft/internal/command"
@@ -18,9 +19,10 @@ import (
 
 // inner is a package of the module with tests for the kernel guest.
 type inner struct {
-	path  string // below the module: disk/localstore/lvm
-	dir   string
-	tests []string
+	path     string // below the module: disk/localstore/lvm
+	dir      string
+	tests    []string
+	programs []string // packages of the module, that labtest.Program is called with
 }
 
 // discover finds the packages below root whose tests call labtest.Guest, and in them all tests named TestGuest....
@@ -33,59 +35,70 @@ func discover(root string) ([]inner, error) {
 		if name := d.Name(); dir != root && (name == "testdata" || name[0] == '.' || name[0] == '_') {
 			return filepath.SkipDir
 		}
-		tests, err := guestTests(dir)
-		if len(tests) > 0 {
+		p, err := guestTests(dir)
+		if len(p.tests) > 0 {
 			path, _ := filepath.Rel(root, dir)
-			found = append(found, inner{filepath.ToSlash(path), dir, tests})
+			p.path, p.dir = filepath.ToSlash(path), dir
+			found = append(found, p)
 		}
 		return err
 	})
 	return found, err
 }
 
-func guestTests(dir string) ([]string, error) {
+func guestTests(dir string) (inner, error) {
+	var p inner
 	files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
 	if err != nil {
-		return nil, err
+		return p, err
 	}
-	var tests []string
 	calls := false
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
-			return nil, err
+			return p, err
 		}
-		if !bytes.Contains(text, []byte("TestGuest")) && !bytes.Contains(text, []byte("labtest.Guest")) {
+		if !bytes.Contains(text, []byte("TestGuest")) && !bytes.Contains(text, []byte("labtest.")) {
 			continue
 		}
 		parsed, err := parser.ParseFile(token.NewFileSet(), file, text, parser.SkipObjectResolution)
 		if err != nil {
 			continue // somebody's work under way, which go vet tells of
 		}
-		calls = calls || callsGuest(parsed)
+		calls = calls || len(callsOf(parsed, "Guest")) > 0
+		for _, call := range callsOf(parsed, "Program") {
+			if pkg, ok := call.Args[len(call.Args)-1].(*ast.BasicLit); ok {
+				name, _ := strconv.Unquote(pkg.Value)
+				p.programs = append(p.programs, name)
+			}
+		}
 		for _, d := range parsed.Decls {
 			if f, ok := d.(*ast.FuncDecl); ok && f.Recv == nil && strings.HasPrefix(f.Name.Name, "TestGuest") {
-				tests = append(tests, f.Name.Name)
+				p.tests = append(p.tests, f.Name.Name)
 			}
 		}
 	}
 	if !calls {
-		return nil, nil
+		return inner{}, nil
 	}
-	slices.Sort(tests)
-	return tests, nil
+	slices.Sort(p.tests)
+	return p, nil
 }
 
-// callsGuest tells that a file has labtest.Guest somewhere.
-func callsGuest(file *ast.File) bool {
-	found := false
+// callsOf finds the calls of a function of labtest in a file.
+func callsOf(file *ast.File, name string) []*ast.CallExpr {
+	var found []*ast.CallExpr
 	ast.Inspect(file, func(n ast.Node) bool {
-		if s, ok := n.(*ast.SelectorExpr); ok && s.Sel.Name == "Guest" {
+		call, ok := n.(*ast.CallExpr)
+		if !ok {
+			return true
+		}
+		if s, ok := call.Fun.(*ast.SelectorExpr); ok && s.Sel.Name == name {
 			if x, ok := s.X.(*ast.Ident); ok && x.Name == "labtest" {
-				found = true
+				found = append(found, call)
 			}
 		}
-		return !found
+		return true
 	})
 	return found
 }
@@ -99,6 +112,14 @@ func (p inner) compile(ctx context.Context, dir string) (map[string]string, erro
 		return nil, err
 	}
 	files := map[string]string{p.program(): binary}
+	for _, pkg := range p.programs {
+		files[pkg] = filepath.Join(dir, strings.ReplaceAll(pkg, "/", "_"))
+		_, err := (command.Exec{}).Run(ctx, command.Cmd{Name: "go", Args: []string{"build", "-trimpath", "-ldflags=-s -w", "-o", files[pkg], "hayloft/" + pkg},
+			Env: []string{"CGO_ENABLED=0"}})
+		if err != nil {
+			return nil, err
+		}
+	}
 	data := filepath.Join(p.dir, "testdata")
 	err = filepath.WalkDir(data, func(name string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {

@@ -11,8 +11,9 @@ import (
 	"hayloft/internal/command"
 )
 
-// innerLimit is how long one test may take in the guest: time that a stuck one costs.
-const innerLimit = 6 * time.Minute
+// innerLimit is how long one test may take in the guest: time that a stuck one costs. On a busy machine a guest gets a sixth of a
+// processor.
+const innerLimit = 15 * time.Minute
 
 // Test runs one test in the guest, of a program that BuildTests made and that is in Config.Programs by that name. It
 // returns what the test printed, and an error unless it passed: a test that was skipped or is not there fails.

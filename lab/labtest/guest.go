@@ -3,6 +3,7 @@ package labtest
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"unsafe"
@@ -37,6 +38,18 @@ func Disks(t testing.TB, n int) []string {
 		}
 	}
 	return disks[:n]
+}
+
+// Program is the path of a program of the module in the kernel guest. The package is named below the module, "cmd/hayloft", in the call
+// itself: package lab/guest finds it there, and compiles it before the guest starts.
+func Program(t testing.TB, pkg string) string {
+	t.Helper()
+	Guest(t)
+	program := filepath.Join("/programs", pkg)
+	if _, err := os.Stat(program); err != nil {
+		t.Fatal(err)
+	}
+	return program
 }
 
 // zero makes a block device read as zeros, at once where its storage can.
