@@ -53,7 +53,7 @@ func TestStorageServerClones(t *testing.T) {
 	}
 }
 
-// emptied removes the objects, those first that depend on others, and sees that nothing else is left.
+// emptied removes the objects, those first that depend on others, also persistent ones in use, and sees that nothing else is left.
 func emptied(t *testing.T, r *Repository) {
 	t.Helper()
 	ctx := context.Background()
@@ -63,7 +63,11 @@ func emptied(t *testing.T, r *Repository) {
 			t.Error(err)
 		}
 		for _, i := range all {
-			if err := r.Delete(ctx, i.Name); err != nil && !fault.Is(err, fault.Busy) {
+			err := r.Delete(ctx, i.Name)
+			if fault.Is(err, fault.Busy) {
+				err = r.Break(ctx, i.Name, true)
+			}
+			if err != nil {
 				t.Error(err)
 			}
 		}

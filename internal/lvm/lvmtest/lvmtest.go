@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -344,7 +345,8 @@ func (h *Host) report(tool string) []byte {
 			"vg_extent_size": fmt.Sprint(h.extent), "vg_tags": "", "vg_attr": "wz--n-"})
 	} else {
 		kind = "lv"
-		for name, v := range h.volumes {
+		for _, name := range slices.Sorted(maps.Keys(h.volumes)) {
+			v := h.volumes[name]
 			attr := []byte("-wi-------")
 			row := map[string]string{"vg_name": h.group, "lv_name": name, "lv_uuid": v.uuid, "lv_size": fmt.Sprint(v.size), "lv_tags": strings.Join(v.tags, ","),
 				"pool_lv": v.pool, "origin": v.origin, "origin_uuid": "", "origin_size": "", "data_percent": "", "metadata_percent": "", "chunk_size": "0", "lv_metadata_size": ""}
