@@ -362,12 +362,14 @@ func TestAdoptionGoesOnAroundABusyPort(t *testing.T) {
 	}
 }
 
+// 13 blocks: with 12, the last words of eight boots are where a file of the log is full, and LXC 5.0.2 loses the end of what
+// it reads when it begins another.
 func TestLogsStayBounded(t *testing.T) {
 	m := scripted(t, 6055, `
 [ -e /boots ] && read boots </boots
 boots=$((boots + 1))
 echo $boots >/boots
-dd if=/dev/zero bs=64k count=12 2>/dev/null
+dd if=/dev/zero bs=64k count=13 2>/dev/null
 echo; echo "boot $boots"
 [ $boots -lt 8 ] && reboot -f
 echo "last boot"

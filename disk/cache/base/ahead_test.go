@@ -109,7 +109,7 @@ func TestRandomReadersAndHitsGetNone(t *testing.T) {
 	}
 	before := b.repo.fetched()
 	for i := int64(1000); i < 1200; i++ {
-		if !b.try(r, i*chunk, chunk) {
+		if !b.hits(r, i*chunk, chunk) {
 			t.Fatalf("chunk %d is not here", i)
 		}
 	}

@@ -151,7 +151,7 @@ func TestDonorsOnFilesGiveTheirChunks(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := b.open(func(c *cache.BaseConfig) { c.Dir = dir })
-	if !b.try(again.Reader(nil), 0, len(b.data)) {
+	if !b.hits(again.Reader(nil), 0, len(b.data)) {
 		t.Fatal("not whole after opening again")
 	}
 	third := newBench(t, content("ecba", 0)) // from one that was whole when it was opened

@@ -53,7 +53,7 @@ func TestPreloadBringsChunksInTheirOrder(t *testing.T) {
 	if !slices.Equal(l.asked, []int{chunk - 9, chunk, 3 * chunk}) || b.repo.fetched()-before != 5*chunk-9 {
 		t.Errorf("asked for %v, fetched %d", l.asked, b.repo.fetched()-before)
 	}
-	if !b.try(o.Reader(nil), 30*chunk, 3*chunk) || !b.try(o.Reader(nil), 49*chunk, chunk-9) {
+	if !b.hits(o.Reader(nil), 30*chunk, 3*chunk) || !b.hits(o.Reader(nil), 49*chunk, chunk-9) {
 		t.Error("not here")
 	}
 	asked := len(l.asked)

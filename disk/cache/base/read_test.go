@@ -61,7 +61,7 @@ func TestImagesOfAnyLength(t *testing.T) {
 			b.repo.set(func([]byte, int64) (int, error) { return 0, errors.New("touched") })
 			again := b.open(nil)
 			b.check(again.Reader(nil), 0, len(data))
-			if !b.try(again.Reader(nil), 0, len(data)) {
+			if !b.hits(again.Reader(nil), 0, len(data)) {
 				t.Fatal("complete, but no hit")
 			}
 		})
@@ -143,10 +143,10 @@ func TestReaderContract(t *testing.T) {
 			t.Errorf("hit at %v", at)
 		}
 	}
-	if r.Flush(ctx) != nil || r.ReadAt(ctx, nil, r.Size()) != nil || !b.try(r, 5, 0) {
+	if r.Flush(ctx) != nil || r.ReadAt(ctx, nil, r.Size()) != nil || !b.hits(r, 5, 0) {
 		t.Error("nothing is something")
 	}
-	if b.try(r, 0, chunk+1) || !b.try(r, 3*chunk+1, chunk) {
+	if b.try(r, 0, chunk+1) || !b.hits(r, 3*chunk+1, chunk) {
 		t.Error("zeros are here, data is not")
 	}
 	b.check(r, chunk+5, 3*chunk)
@@ -173,7 +173,7 @@ func TestPrefetchBringsARange(t *testing.T) {
 	if err := r.Prefetch(context.Background(), 3*chunk, 4*chunk+1); err != nil {
 		t.Fatal(err)
 	}
-	if !b.try(r, 3*chunk, 5*chunk) || b.try(r, 2*chunk, 10) || b.try(r, 8*chunk, 10) || b.repo.fetched() != 2*chunk {
+	if !b.hits(r, 3*chunk, 5*chunk) || b.try(r, 2*chunk, 10) || b.try(r, 8*chunk, 10) || b.repo.fetched() != 2*chunk {
 		t.Fatalf("fetched %d", b.repo.fetched())
 	}
 }
@@ -312,7 +312,7 @@ func TestAWholeBaseThatCannotBeReadIsServedFromTheRepository(t *testing.T) {
 		t.Fatalf("fetched %d", b.repo.fetched()-before)
 	}
 	b.disk.Heal()
-	if !b.try(o.Reader(nil), 0, len(b.data)) || !o.Status().Complete {
+	if !b.hits(o.Reader(nil), 0, len(b.data)) || !o.Status().Complete {
 		t.Fatal("not whole after all is well")
 	}
 }

@@ -30,7 +30,7 @@ func TestWhatWasSyncedIsFoundAfterAKill(t *testing.T) {
 	b.disk.CutAs(faulty.Nothing) // the least that a power cut may leave
 	before := b.repo.fetched()
 	o = b.open(nil)
-	if !b.try(o.Reader(nil), 0, 9*chunk) || o.Status().Present != 6*chunk || b.repo.fetched() != before {
+	if !b.hits(o.Reader(nil), 0, 9*chunk) || o.Status().Present != 6*chunk || b.repo.fetched() != before {
 		t.Fatalf("status %+v", o.Status())
 	}
 }
@@ -54,7 +54,7 @@ func TestWhatAKilledOpenLeftIsMadeDurable(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.disk.CutAs(faulty.Nothing)
-		if !b.try(b.open(nil).Reader(nil), 0, chunk) {
+		if !b.hits(b.open(nil).Reader(nil), 0, chunk) {
 			t.Fatalf("killed at change %d: what was synced later is lost", crash)
 		}
 	}
@@ -74,7 +74,7 @@ func TestWhatArrivedIsDurableSoonWithoutASync(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	b.disk.CutAs(faulty.Nothing)
-	if !b.try(b.open(nil).Reader(nil), 0, chunk) {
+	if !b.hits(b.open(nil).Reader(nil), 0, chunk) {
 		t.Fatal("lost after the flusher had its time")
 	}
 }
