@@ -276,7 +276,7 @@ func (s *volumeScenario) finish() {
 		return
 	}
 	err := s.settle()
-	if err != nil && s.direct() { // was told of the power cut, or of a sync that failed, now
+	if err != nil && (s.shaken || s.direct()) { // was told of the power cut, or of a sync that failed, now
 		err = s.settle()
 	}
 	if err != nil {
