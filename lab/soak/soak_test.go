@@ -57,6 +57,7 @@ func TestKilledRun(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() }) // also when the test ends sooner
 	s := &soak{options: options{dir: dir}}
 	within(t, 4*time.Minute, "files", func() bool { return len(s.mounts()) > 0 })
 	if err := cmd.Process.Kill(); err != nil {
