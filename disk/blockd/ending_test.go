@@ -125,3 +125,28 @@ func TestExportThatFails(t *testing.T) {
 	}
 	must(t, d.Unexport(t.Context(), "12.0"))
 }
+
+// TestSettledAfterAnEndThatFailed: an export that could not be ended is settled when that is asked for again, and ended then.
+func TestSettledAfterAnEndThatFailed(t *testing.T) {
+	for name, end := range map[string]func(*Daemon) error{
+		"unexport": func(d *Daemon) error { return d.Unexport(context.Background(), "12.0") },
+		"discard":  func(d *Daemon) error { return d.Discard(context.Background(), "12.0") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, s := newBench(t), &stuckBench{}
+			b.config.Volume = s.open
+			img, _ := b.persistent("mine", 2)
+			d := b.daemon()
+			must(t, d.Export(t.Context(), b.volumeExport("12.0", img, cache.Back)))
+			s.set(true)
+			class(t, name, end(d), fault.Unavailable)
+			class(t, "settle", d.Settle(t.Context(), "12.0", nil), fault.Unavailable)
+			s.set(false)
+			must(t, d.Settle(t.Context(), "12.0", nil))
+			must(t, end(d))
+			if status, _ := d.Status(t.Context()); len(status.Exports) != 0 {
+				t.Errorf("%+v", status.Exports)
+			}
+		})
+	}
+}

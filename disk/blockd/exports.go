@@ -213,6 +213,9 @@ func (d *Daemon) Settle(ctx context.Context, name string, report func(done, tota
 		return err
 	}
 	defer leave()
+	if err := d.revive(ctx, name); err != nil {
+		return err
+	}
 	x := d.exported(name)
 	if x == nil {
 		return fault.Errorf(fault.NotFound, "export %s: there is none", name)
@@ -231,6 +234,26 @@ func (d *Daemon) Settle(ctx context.Context, name string, report func(done, tota
 // Discard implements Service.
 func (d *Daemon) Discard(ctx context.Context, name string) error {
 	return d.end(ctx, name, func(ctx context.Context, x *exported) error { return x.discard(ctx) })
+}
+
+// revive has an export go on that was to be ended, in vain: nothing could be done about what it has not drained.
+func (d *Daemon) revive(ctx context.Context, name string) error {
+	if x := d.exported(name); x == nil || !x.hasEnded() {
+		return nil
+	}
+	give, err := d.turns.take(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer give()
+	x := d.exported(name)
+	if x == nil || !x.hasEnded() {
+		return nil
+	}
+	if err := x.again(); err != nil {
+		return fmt.Errorf("export %s: is not ended: %w", name, err)
+	}
+	return nil
 }
 
 // Status implements Service. Exports that are being made are listed too: how much of an image is loaded.
