@@ -75,4 +75,4 @@ func (c *Cluster) End(name string) error {
 	}
 }
 
-const endLimit = 20 * time.Second
+const endLimit = 2 * time.Minute

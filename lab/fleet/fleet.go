@@ -36,7 +36,7 @@ type Fleet struct {
 }
 
 const (
-	startLimit = time.Minute
+	startLimit = 4 * time.Minute
 	host       = "lab"
 )
 
@@ -119,7 +119,7 @@ func (f *Fleet) endUp() error {
 	_ = f.up.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-f.ended:
-	case <-time.After(15 * time.Second):
+	case <-time.After(time.Minute):
 		_ = f.up.Process.Kill()
 		<-f.ended
 	}

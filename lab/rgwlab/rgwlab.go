@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +20,7 @@ import (
 	"hayloft/internal/undo"
 	"hayloft/lab/cephlab"
 	"hayloft/lab/labtest"
+	"hayloft/lab/port"
 )
 
 // Who may do everything, in which region.
@@ -30,7 +30,7 @@ const (
 	Region    = "us-east-1"
 )
 
-const startLimit = 2 * time.Minute
+const startLimit = 5 * time.Minute
 
 // Server has one bucket, until Close.
 type Server struct {
@@ -84,12 +84,11 @@ func New(ctx context.Context, config cephlab.Config) (_ *Server, err error) {
 	if out, err := cluster.Run(ctx, "radosgw-admin", "user", "create", "--uid=hay", "--display-name=hay", "--access-key="+AccessKey, "--secret-key="+SecretKey); err != nil {
 		return nil, fmt.Errorf("%s: %w", out, err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	number, err := port.Free("127.0.0.1")
 	if err != nil {
 		return nil, err
 	}
-	address := l.Addr().String()
-	l.Close()
+	address := fmt.Sprintf("127.0.0.1:%d", number)
 	s.Endpoint = "http://" + address + "/" + s.Bucket
 	if err := s.start("radosgw", "-f", "--conf", cluster.Conf, "--keyring", cluster.Keyring, "--name", "client.admin",
 		"--rgw-frontends", "beast endpoint="+address, "--log-file", s.path("rgw.log")); err != nil {

@@ -183,7 +183,7 @@ func (p *product) takeDown() {
 		p.mu.Unlock()
 		select {
 		case <-ended:
-		case <-time.After(10 * time.Second):
+		case <-time.After(patience):
 			p.Error("hayloft up goes on after hayloft down")
 			p.killTree(up.Process.Pid)
 			<-ended

@@ -21,6 +21,7 @@ import (
 
 	"hayloft/internal/command"
 	"hayloft/lab/labtest"
+	"hayloft/lab/port"
 )
 
 // Server is one tgtd, without any target.
@@ -70,11 +71,11 @@ func Start(t testing.TB) *Server {
 
 // New is Start without a test; the socket is in dir, whose path is short, and Kill ends it.
 func New(dir string) (*Server, error) {
-	port, err := freePort()
+	number, err := port.Free("127.0.0.1")
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{Portal: fmt.Sprintf("127.0.0.1:%d", port), socket: filepath.Join(dir, "s")}
+	s := &Server{Portal: fmt.Sprintf("127.0.0.1:%d", number), socket: filepath.Join(dir, "s")}
 	return s, s.Restart()
 }
 
@@ -100,7 +101,7 @@ func (s *Server) Restart() error {
 		return err
 	}
 	s.process, s.ended = cmd.Process, ended
-	for limit := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for limit := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := s.Tgtadm("--op", "show", "--mode", "target"); err == nil {
 			if conn, err := net.Dial("tcp", s.Portal); err == nil {
 				return conn.Close()
@@ -137,7 +138,7 @@ func (s *Server) Log() string { return s.said.String() }
 
 // Tgtadm gives tgtd an order.
 func (s *Server) Tgtadm(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	out, err := s.Runner(command.Exec{}).Run(ctx, command.Cmd{Name: "tgtadm", Args: append([]string{"--lld", "iscsi"}, args...)})
 	return string(out), err
@@ -184,13 +185,4 @@ func (h here) Run(ctx context.Context, cmd command.Cmd) ([]byte, error) {
 		cmd.Env = append(append([]string(nil), cmd.Env...), h.server.environment()...)
 	}
 	return h.next.Run(ctx, cmd)
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
 }
