@@ -142,10 +142,10 @@ func TestWaitTimesOut(t *testing.T) {
 		}
 		fmt.Fprint(conn, "220 smtp ready\r\n")
 	})
-	message := c.fails(fault.Unavailable.ExitStatus(), "vm", "wait", "3..4", "--for", "ssh", "--timeout", "50ms")
+	message := c.fails(fault.Unavailable.ExitStatus(), "vm", "wait", "3..4", "--for", "ssh", "--timeout", "4s")
 	for _, want := range []string{
-		`vm 3 (stuck) is RUNNING after 50ms, and does not answer SSH: port 22 says "220 smtp ready", which is not SSH; last line on its console: "Kernel panic - not [1msyncing"`,
-		"vm 4 (waits) is PENDING after 50ms: host a has 1 CPU, 2 wanted",
+		`vm 3 (stuck) is RUNNING after 4s, and does not answer SSH: port 22 says "220 smtp ready", which is not SSH; last line on its console: "Kernel panic - not [1msyncing"`,
+		"vm 4 (waits) is PENDING after 4s: host a has 1 CPU, 2 wanted",
 	} {
 		if !strings.Contains(message, want) {
 			t.Errorf("%s\nwant %s", message, want)
@@ -337,7 +337,7 @@ func TestConsole(t *testing.T) {
 		_, _ = io.Copy(io.Discard, conn)
 	})
 	c.stdin = strings.NewReader("uname\n")
-	if got := c.ok("vm", "console", "3", "--linger", "200ms"); got != "heard uname\n" {
+	if got := c.ok("vm", "console", "3", "--linger", "3s"); got != "heard uname\n" {
 		t.Errorf("%q", got)
 	}
 	left, right := net.Pipe()
