@@ -28,7 +28,7 @@ func (p *pass) drain(ctx context.Context, leaves bool, limit time.Duration) erro
 		p.sampleCaches(ctx)
 		return err
 	}
-	what := p.undrained(ctx)
+	what := p.undrained(ctx, err)
 	if what == "" {
 		return err
 	}
@@ -103,15 +103,26 @@ func (s *stall) still() time.Duration {
 	return time.Since(s.since)
 }
 
-// undrained names the disks with writes that are only here, "" when none is known to have any.
-func (p *pass) undrained(ctx context.Context) string {
+// undrained names the disks with writes that are only here, and those whose repository cannot be reached, with why when err does
+// not say that; "" when none is known.
+func (p *pass) undrained(ctx context.Context, err error) string {
 	p.sampleCaches(ctx)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var disks []string
 	for _, c := range p.m.report.GetCaches() {
+		said := ""
 		if c.Undrained > 0 {
-			disks = append(disks, fmt.Sprintf("disk %d has %s that its image%s has not", c.Disk, mebibytes(c.Undrained), p.imageName(c.Disk)))
+			said = fmt.Sprintf("disk %d has %s that its image%s has not", c.Disk, mebibytes(c.Undrained), p.imageName(c.Disk))
+		}
+		if c.Error != "" && !strings.Contains(err.Error(), c.Error) {
+			if said == "" {
+				said = fmt.Sprintf("disk %d", c.Disk)
+			}
+			said += " (" + c.Error + ")"
+		}
+		if said != "" {
+			disks = append(disks, said)
 		}
 	}
 	return strings.Join(disks, ", ")

@@ -100,6 +100,59 @@ func TestNothingUndrainedIsRemoved(t *testing.T) {
 	}
 }
 
+// A machine that is deleted, whose storage is away, is not removed again as fast as the server orders it.
+func TestRemovalThatFailsIsPaced(t *testing.T) {
+	b := newBench(t)
+	b.pace.drainTry, b.pace.retryMin, b.pace.retryMax = time.Millisecond, time.Hour, time.Hour
+	b.begin()
+	origins["running"](b)
+	tries := 0
+	b.w.set(func() {
+		b.w.settle = func() error { tries++; return fault.Errorf(fault.Corrupt, "datastore 1 has gone mad") }
+	})
+	b.order(assignment(1, 2, goalGone, hard))
+	b.until(1, 2, wire.Phase_PHASE_FAILED)
+	b.idle()
+	b.order(assignment(1, 3, goalGone, hard))
+	waits := func() bool {
+		b.agent.mu.Lock()
+		defer b.agent.mu.Unlock()
+		m := b.agent.machines[1]
+		return m.assignment.Epoch == 3 && m.working && !m.again
+	}
+	for limit := time.Now().Add(patience); !waits(); time.Sleep(time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatal("it does not wait")
+		}
+	}
+	b.stop()
+	if tries != 1 {
+		t.Errorf("%d tries", tries)
+	}
+	b.pace = quick
+	b.w.set(func() { b.w.settle = nil })
+	b.begin()
+	b.until(1, 3, wire.Phase_PHASE_GONE)
+}
+
+// What a drain waited for in vain is said with its end.
+func TestDrainSaysWhatItWaitedFor(t *testing.T) {
+	b := newBench(t)
+	b.pace.drain, b.pace.drainTry = 20*time.Millisecond, 20*time.Millisecond
+	b.begin()
+	origins["running"](b)
+	b.w.set(func() {
+		b.w.away = "datastore 1 (nas): connection refused"
+		b.w.settle = func() error { time.Sleep(50 * time.Millisecond); return context.Canceled }
+	})
+	b.order(assignment(1, 2, goalGone))
+	report := b.until(1, 2, wire.Phase_PHASE_FAILED)
+	contains(t, report.Error, "disk 0 has 3.0 MB")
+	contains(t, report.Error, "(datastore 1 (nas): connection refused)")
+	contains(t, report.Error, "nothing was drained")
+	b.w.set(func() { b.w.settle, b.w.away = nil, "" })
+}
+
 // Writes to an image that was taken from the machine can never be drained: they go with it, and with nothing else.
 func TestMachineGoesWhoseImageWasTaken(t *testing.T) {
 	b := newBench(t)

@@ -195,7 +195,7 @@ func (l fakeWay) Settle(ctx context.Context, machine int, _ bool, report func(di
 func (l fakeWay) Caches(_ context.Context, machine int) ([]disk.Cache, error) {
 	l.w.mu.Lock()
 	defer l.w.mu.Unlock()
-	return []disk.Cache{{Disk: 0, Mode: "BACK", Cached: 5, Total: 10, Undrained: l.w.undrained[machine]}}, nil
+	return []disk.Cache{{Disk: 0, Mode: "BACK", Cached: 5, Total: 10, Undrained: l.w.undrained[machine], Error: l.w.away}}, nil
 }
 
 func (l fakeWay) Prefetch(ctx context.Context, i disk.Image, rate int64, report func(disk.Progress)) error {

@@ -14,6 +14,21 @@ func (p *pass) goalGone(ctx context.Context) error {
 		p.show(wire.Phase_PHASE_GONE)
 		return nil
 	}
+	// Of a machine that is deleted, the server orders at once again what failed: its storage may be back by then, or not for long.
+	if n := p.m.unremoved; n > 0 && !pause(ctx, min(p.pace.retryMin<<min(n-1, 10), p.pace.retryMax)) {
+		return context.Cause(ctx)
+	}
+	err := p.removeAll(ctx)
+	switch {
+	case err == nil:
+		p.m.unremoved = 0
+	case ctx.Err() == nil:
+		p.m.unremoved++
+	}
+	return err
+}
+
+func (p *pass) removeAll(ctx context.Context) error {
 	if err := p.stop(ctx, wire.Phase_PHASE_STOPPING); err != nil {
 		return err
 	}

@@ -10,8 +10,8 @@ import (
 	"hayloft/wire"
 )
 
-// machine is one machine in the agent's memory. Fields are guarded by Agent.mu, except reached, which
-// belongs to the worker.
+// machine is one machine in the agent's memory. Fields are guarded by Agent.mu, except reached and unremoved, which
+// belong to the worker.
 type machine struct {
 	vm         int64
 	assignment *wire.Assignment // what should be; replaced, never changed
@@ -19,6 +19,7 @@ type machine struct {
 	dropped    bool             // the server no longer knows the machine
 	finished   bool             // gone or stashed: uses no network any more
 	reached    *reached
+	unremoved  int                 // attempts to remove it that failed, one after the other
 	unsure     bool                // the last pass could not look or write: to be tried again
 	report     *wire.MachineReport // what is; replaced, never changed
 

@@ -31,6 +31,7 @@ type world struct {
 
 	undrained map[int]int64 // machine -> bytes that its repositories lack
 	settle    func() error  // nil: works
+	away      string        // what caches say of their repository
 	fetched   []string
 	fetching  func(context.Context, disk.Image, func(disk.Progress)) error // nil: works at once
 

@@ -99,7 +99,12 @@ func (f *upFlags) deleteMachines(ctx context.Context, timeout time.Duration) err
 		ids = append(ids, vm.ID)
 	}
 	gone := func(vm api.VM) (bool, error) { return vm.State == cloud.StateDone && vm.HostID < 0, nil }
-	if _, err = c.WaitVMs(ctx, ids, gone, nil); err != nil {
+	if vms, err = c.WaitVMs(ctx, ids, gone, nil); err != nil {
+		for _, vm := range vms {
+			if ok, _ := gone(vm); !ok && vm.Error != "" {
+				err = fmt.Errorf("%w; vm %d: %s", err, vm.ID, vm.Error)
+			}
+		}
 		return fmt.Errorf("machines do not go: %w", err)
 	}
 	return nil

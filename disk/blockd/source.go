@@ -188,5 +188,7 @@ func (s *source) remembered(keep func(size int64) error) error {
 
 // Undrained implements cache.Source.
 func (s *source) Undrained(ctx context.Context, yes bool) error {
-	return s.repository.SetUndrained(ctx, s.name, s.owner, s.generation, yes)
+	err := s.repository.SetUndrained(ctx, s.name, s.owner, s.generation, yes)
+	s.trouble.heard(err)
+	return err
 }
