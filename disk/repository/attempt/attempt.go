@@ -38,8 +38,10 @@ func (t *Transient) Error() string { return t.Err.Error() }
 func (t *Transient) Unwrap() error { return t.Err }
 
 // Retry does f until it succeeds, fails with something else than a Transient or has failed too often; f says how many
-// bytes it brought. What ends it is classified: fault.Unavailable for a Transient and for a deadline of ctx.
+// bytes it brought. What ends it is classified: fault.Unavailable for a Transient and for a deadline of ctx, with why the last attempt
+// failed that ended before.
 func Retry(ctx context.Context, p Patience, f func() (int, error)) error {
+	var last error
 	for failures := 0; ; {
 		n, err := f()
 		var t *Transient
@@ -47,10 +49,11 @@ func Retry(ctx context.Context, p Patience, f func() (int, error)) error {
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
-			return Ended(ctx)
+			return endedAfter(ctx, last)
 		case !errors.As(err, &t):
 			return err
 		}
+		last = t.Err
 		if failures++; n >= progress {
 			failures = 1
 		}
@@ -64,9 +67,17 @@ func Retry(ctx context.Context, p Patience, f func() (int, error)) error {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return Ended(ctx)
+			return endedAfter(ctx, last)
 		}
 	}
+}
+
+// endedAfter is Ended, which says what the deadline was spent with.
+func endedAfter(ctx context.Context, last error) error {
+	if last != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fault.Errorf(fault.Unavailable, "no answer in time (%w): %w", context.Cause(ctx), last)
+	}
+	return Ended(ctx)
 }
 
 // Ended is the error of a ctx that has ended, classified.

@@ -45,7 +45,7 @@ func TestRetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second/2)
 		defer cancel()
-		if err := Retry(ctx, p, func() (int, error) { return 0, flaky }); !fault.Is(err, fault.Unavailable) || !errors.Is(err, context.DeadlineExceeded) {
+		if err := Retry(ctx, p, func() (int, error) { return 0, flaky }); !fault.Is(err, fault.Unavailable) || !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, flaky.Err) {
 			t.Error(err)
 		}
 	})
