@@ -264,11 +264,15 @@ func (m *importers) removeObjects(ctx context.Context, img cloud.Image) error {
 			return err
 		}
 	}
+	// What never became an object may have been begun, by a writer that died or lost its storage.
+	if sweeper, ok := repo.(repository.Sweeper); ok && img.Digest == "" && !img.Registered {
+		return sweeper.Sweep(ctx, img.Source)
+	}
 	return nil
 }
 
 // isForgettable says whether an image whose objects cannot be removed can go nevertheless: it never had any that were whole, and
-// its storage does not let us in or is not there. What is unfinished is swept when it is there again.
+// its storage does not let us in or is not there. What is unfinished is swept when a server begins.
 func isForgettable(img cloud.Image, err error) bool {
 	switch fault.ClassOf(err) {
 	case fault.Unavailable, fault.Permission, fault.Invalid, fault.Unsupported:
