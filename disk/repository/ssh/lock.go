@@ -27,14 +27,14 @@ const (
 	beatEvery = 10 * time.Second
 	lockLimit = 10 * time.Second // nobody changes a mark for so long
 	lockPoll  = 50 * time.Millisecond
-	lockEnd   = 10 * time.Second // for letting go
 )
 
 // lock is one or two names locked on the other host, by a shell that lives as long as our connection.
 type lock struct {
 	process *remote.Process
-	now     uint64    // clock of the other host in nanoseconds when it was taken, where an object was looked at
-	changed time.Time // the object's time of change then; zero when there is none
+	limit   time.Duration // for letting go
+	now     uint64        // clock of the other host in nanoseconds when it was taken, where an object was looked at
+	changed time.Time     // the object's time of change then; zero when there is none
 	stop    chan struct{}
 	beaten  chan struct{} // closed when the last sign of life is given
 }
@@ -82,7 +82,7 @@ func (r *Repository) lockNames(ctx context.Context, part, object string, names .
 		p.Stdin.Close()
 		return nil, fault.Errorf(fault.Busy, "is being written by another operation")
 	case "locked":
-		l := &lock{process: p, stop: make(chan struct{}), beaten: make(chan struct{})}
+		l := &lock{process: p, limit: r.limits.answer, stop: make(chan struct{}), beaten: make(chan struct{})}
 		go l.beat()
 		if err := l.parse(rest); err != nil {
 			return nil, errors.Join(err, l.release())
@@ -153,7 +153,7 @@ func (l *lock) release() error {
 	close(l.stop)
 	<-l.beaten
 	l.process.Stdin.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), lockEnd)
+	ctx, cancel := context.WithTimeout(context.Background(), l.limit)
 	defer cancel()
 	return l.process.Wait(ctx)
 }
