@@ -108,7 +108,7 @@ func TestWhoIsLetIn(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := func(name string, mode os.FileMode, text []byte) string {
-		if err := os.WriteFile(dir+"/"+name, text, mode); err != nil {
+		if err := errors.Join(os.WriteFile(dir+"/"+name, text, mode), os.Chmod(dir+"/"+name, mode)); err != nil { // whatever the umask is
 			t.Fatal(err)
 		}
 		return dir + "/" + name

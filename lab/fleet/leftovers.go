@@ -77,7 +77,7 @@ func ruleTables() ([]string, error) {
 func (s *Site) Leftovers() ([]Check, error) { return leftovers(s.before, s.record) }
 
 // settle is how long what ends by itself, as the last references to a namespace, is waited for.
-const settle = 2 * time.Second
+const settle = 20 * time.Second
 
 func leftovers(before snapshot, r record) ([]Check, error) {
 	for end := time.Now().Add(settle); ; {

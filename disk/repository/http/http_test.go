@@ -204,7 +204,7 @@ func TestCredentials(t *testing.T) {
 	})})
 	secret := func(name, content string, mode os.FileMode) string {
 		path := filepath.Join(certificates, name)
-		if err := os.WriteFile(path, []byte(content), mode); err != nil {
+		if err := errors.Join(os.WriteFile(path, []byte(content), mode), os.Chmod(path, mode)); err != nil { // whatever the umask is
 			t.Fatal(err)
 		}
 		return path

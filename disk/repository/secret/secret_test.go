@@ -1,6 +1,7 @@
 package secret
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,7 +27,7 @@ func TestRead(t *testing.T) {
 		"too long": {strings.Repeat("s3cret", 5000), 0o600, "", fault.Invalid},
 	} {
 		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(row.content), row.mode); err != nil {
+		if err := errors.Join(os.WriteFile(path, []byte(row.content), row.mode), os.Chmod(path, row.mode)); err != nil { // whatever the umask is
 			t.Fatal(err)
 		}
 		got, err := Read("KEY_FILE", path)
