@@ -67,7 +67,13 @@ func (l *life) writes(id, at, megabytes int) string {
 // reads is the digest of the first megabytes of a machine's second disk, read from the disk itself.
 func (l *life) reads(id, megabytes int) string {
 	l.Helper()
-	text := l.ssh(id, fmt.Sprintf("echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vdb bs=1M count=%d 2>/dev/null | sha256sum", megabytes))
+	return l.sumOf(id, "vdb", megabytes)
+}
+
+// sumOf is the digest of the first megabytes of a machine's disk, read from the disk itself.
+func (l *life) sumOf(id int, device string, megabytes int) string {
+	l.Helper()
+	text := l.ssh(id, fmt.Sprintf("echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/%s bs=1M count=%d 2>/dev/null | sha256sum", device, megabytes))
 	sum, _, _ := strings.Cut(text, " ")
 	return sum
 }

@@ -24,10 +24,16 @@ type life struct {
 }
 
 func beginLife(t *testing.T) *life {
-	p := begin(t, nil)
+	t.Helper()
+	return furnish(begin(t, nil))
+}
+
+// furnish gives a product the network and the golden images.
+func furnish(p *product) *life {
+	p.Helper()
 	set, err := images()
 	if err != nil {
-		t.Fatal(err)
+		p.Fatal(err)
 	}
 	p.network()
 	for _, i := range []struct{ name, kind, path string }{
@@ -37,7 +43,7 @@ func beginLife(t *testing.T) *life {
 	}
 	l := &life{p, set, filepath.Join(p.site.Dir, "key")}
 	if err := os.WriteFile(l.key, p.login.private, 0o600); err != nil {
-		t.Fatal(err)
+		p.Fatal(err)
 	}
 	return l
 }

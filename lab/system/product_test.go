@@ -40,6 +40,9 @@ type product struct {
 	args   []string // of up, beyond those it shares with down
 	ctx    context.Context
 	login  login
+	within bool // all of it, not the agent alone, is in the site's network namespace
+	// servers end what else runs there, once the product has.
+	servers []func()
 
 	mu    sync.Mutex
 	up    *exec.Cmd
@@ -102,16 +105,24 @@ func (p *product) startUp() {
 	cmd.Env = append(os.Environ(), "PATH="+p.wrappers()+":"+os.Getenv("PATH"))
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGTERM}
-	ended, started := make(chan struct{}), make(chan error)
-	go func() {
-		runtime.LockOSThread() // the death signal is tied to the thread that started it
-		defer runtime.UnlockOSThread()
+	ended, started := make(chan struct{}), make(chan error, 2)
+	run := func() error {
 		err := cmd.Start()
 		started <- err
 		if err == nil {
 			_ = cmd.Wait()
 		}
-		close(ended)
+		return err
+	}
+	go func() {
+		defer close(ended)
+		if p.within {
+			started <- p.site.Namespace.Inside(run)
+			return
+		}
+		runtime.LockOSThread() // the death signal is tied to the thread that started it
+		defer runtime.UnlockOSThread()
+		_ = run()
 	}()
 	if err := <-started; err != nil {
 		p.Fatal(err)
@@ -188,6 +199,9 @@ func (p *product) takeDown() {
 			p.killTree(up.Process.Pid)
 			<-ended
 		}
+	}
+	for _, end := range p.servers {
+		end()
 	}
 	if err := p.site.Close(ctx); err != nil {
 		p.Error(err)

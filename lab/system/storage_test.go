@@ -149,8 +149,8 @@ func datastoreArgs(name, driver, path string, attributes ...map[string]string) [
 }
 
 // machine is the text of a machine with a disk of each, IMAGE with what else is said of it.
-func (s *storage) machine(disks ...string) string {
-	text := s.kernelBoot("?", "pc", golden.CmdlinePC)
+func (l *life) machine(disks ...string) string {
+	text := l.kernelBoot("?", "pc", golden.CmdlinePC)
 	return strings.Replace(text, `DISK=[IMAGE="?"]`, "DISK=[IMAGE="+strings.Join(disks, "]\nDISK=[IMAGE=")+"]", 1)
 }
 
@@ -267,18 +267,18 @@ func (s *storage) expectData(e *elsewhere) {
 	}
 }
 
-func (s *storage) fileSum(path string) string { return s.headSum(path, 1<<40) }
+func (l *life) fileSum(path string) string { return l.headSum(path, 1<<40) }
 
-func (s *storage) headSum(path string, n int64) string {
-	s.Helper()
+func (l *life) headSum(path string, n int64) string {
+	l.Helper()
 	f, err := os.Open(path)
 	if err != nil {
-		s.Fatal(err)
+		l.Fatal(err)
 	}
 	defer f.Close()
 	sum := sha256.New()
 	if _, err := io.Copy(sum, io.LimitReader(f, n)); err != nil {
-		s.Fatal(err)
+		l.Fatal(err)
 	}
 	return fmt.Sprintf("%x", sum.Sum(nil))
 }
