@@ -180,10 +180,11 @@ func (s *volumeScenario) flush() {
 	}
 }
 
-// tells reports whether a flush fails because a sync did before it, which it tells once. The caller holds mu.
+// tells reports whether a flush fails because a sync did before it, which it tells once; that it was told is forgotten by a host whose
+// disk fails. The caller holds mu.
 func (s *volumeScenario) tells(err error) bool {
 	told := s.owed && s.direct() && fault.Is(err, fault.Unavailable)
-	s.owed = s.owed && s.away
+	s.owed = s.owed && (s.away || s.local)
 	return told
 }
 

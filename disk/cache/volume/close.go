@@ -70,6 +70,7 @@ func (v *volume) shut() error {
 	}
 	if errors.Join(errs...) == nil {
 		v.state.Clean, v.state.Unsynced = true, v.present.held()
+		v.state.Unsure = v.unsure && (v.offline == nil || !v.offline.ready.Load())
 		v.state.Lost = (v.mode == cache.Around || v.mode == cache.Through) && v.lostSyncs.Load() != v.toldSyncs.Load()
 		errs = append(errs, v.state.write(v.dir))
 	}

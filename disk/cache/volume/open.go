@@ -53,8 +53,8 @@ func open(ctx context.Context, c cache.VolumeConfig) (_ *volume, err error) {
 	}
 	v := newVolume(c, *st)
 	unsynced, wasClean := st.Unsynced, st.Clean
-	v.believed = st.Clean || st.Boot != "" && st.Boot == c.Boot
-	v.unsure = !st.Clean && (st.Boot == c.Boot || st.Boot == "" || c.Boot == "")
+	v.believed = st.Clean && !st.Unsure || st.Boot != "" && st.Boot == c.Boot
+	v.unsure = (!st.Clean || st.Unsure) && (st.Boot == c.Boot || st.Boot == "" || c.Boot == "")
 	var u undo.Stack
 	defer u.Run()
 	u.Push(func() error { v.stop(); v.work.Wait(); return nil })

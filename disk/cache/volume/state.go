@@ -36,6 +36,8 @@ type state struct {
 	Clean bool   `json:"clean"`
 	// Unsynced: it was closed with changes in the source that this had not synced.
 	Unsynced bool `json:"unsynced,omitempty"`
+	// Unsure: it was closed in order, after a run that was not: of what that one cached, nobody knows whether it is durable.
+	Unsure bool `json:"unsure,omitempty"`
 	// Lost: a sync of the source failed (AROUND, THRU), and no flush has told of it.
 	Lost bool `json:"lost,omitempty"`
 	// Generation is that of the map's blocks; those of another are empty.
