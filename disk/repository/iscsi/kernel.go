@@ -189,7 +189,7 @@ func (r *Repository) appeared(ctx context.Context, name string, size int64) (str
 		}
 		if device := deviceOf(session); session != "" && device != "" {
 			path := filepath.Join("/dev", device)
-			if fi, err := os.Stat(path); err == nil && fi.Mode()&os.ModeDevice != 0 {
+			if opens(path) {
 				return path, sized(device, size)
 			}
 		}
@@ -199,6 +199,19 @@ func (r *Repository) appeared(ctx context.Context, name string, size int64) (str
 			return "", fault.Errorf(fault.Unavailable, "the kernel is logged in to %s, but shows no device: %w", name, ctx.Err())
 		}
 	}
+}
+
+// opens says whether a device is there, and not still the one before it or offline.
+func opens(path string) bool {
+	fi, err := os.Stat(path)
+	if err != nil || fi.Mode()&os.ModeDevice == 0 {
+		return false
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	return f.Close() == nil
 }
 
 func sized(device string, size int64) error {
