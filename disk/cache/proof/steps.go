@@ -180,11 +180,11 @@ func (s *volumeScenario) flush() {
 	}
 }
 
-// tells reports whether a flush fails because a sync did before it, which it tells once; that it was told is forgotten by a host whose
+// tells reports whether a flush fails because a sync did before it, which it tells once; that it told is forgotten by a host that crashes then, or whose
 // disk fails. The caller holds mu.
 func (s *volumeScenario) tells(err error) bool {
 	told := s.owed && s.direct() && fault.Is(err, fault.Unavailable)
-	s.owed = s.owed && (s.away || s.local)
+	s.owed = s.owed && (err != nil || s.away || s.local)
 	return told
 }
 
