@@ -136,11 +136,11 @@ func (d *Daemon) takeImage(ctx context.Context, v VolumeSpec, back *undo.Stack) 
 	if _, err := repo.Marked(ctx, v.Image.Source); !fault.Is(err, fault.NotFound) {
 		return repo, err
 	}
-	if _, err := repo.Own(ctx, v.Image.Source, v.owner(), os.Geteuid(), os.Getegid()); err != nil {
-		return nil, err
+	_, err = repo.Own(ctx, v.Image.Source, v.owner(), os.Geteuid(), os.Getegid())
+	if err == nil || fault.Is(err, fault.Unavailable) { // it may have been done all the same
+		back.Push(func() error { return repo.Disown(context.WithoutCancel(ctx), v.Image.Source, v.owner()) })
 	}
-	back.Push(func() error { return repo.Disown(context.WithoutCancel(ctx), v.Image.Source, v.owner()) })
-	return repo, nil
+	return repo, err
 }
 
 // openVolumeAgain opens a volume after a restart, without asking the repository for anything.

@@ -3,6 +3,7 @@ package way
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -50,6 +51,61 @@ func (r remote) Capacity(ctx context.Context) (disk.Capacity, error) { return r.
 func (r remote) Own(ctx context.Context, name string, o repository.Owner, uid, gid int) (string, error) {
 	_, err := r.Writable.Own(ctx, name, o, os.Geteuid(), os.Getegid())
 	return "", err
+}
+
+// lost is a repository whose answer to a taking does not arrive any more, nor anything for a while after it.
+type lost struct {
+	remote
+	silent *int // so many requests about ownership get no answer
+}
+
+func (l lost) Own(ctx context.Context, name string, o repository.Owner, uid, gid int) (string, error) {
+	path, err := l.remote.Own(ctx, name, o, uid, gid)
+	if err == nil && *l.silent > 0 {
+		return "", fault.Errorf(fault.Unavailable, "no answer")
+	}
+	return path, err
+}
+
+func (l lost) Disown(ctx context.Context, name string, o repository.Owner) error {
+	if *l.silent--; *l.silent > 0 {
+		return fault.Errorf(fault.Unavailable, "no answer")
+	}
+	return l.remote.Disown(ctx, name, o)
+}
+
+// TestTakenWithoutAnAnswer: an image that may have been taken is given back, at once or when the machine is removed.
+func TestTakenWithoutAnAnswer(t *testing.T) {
+	for _, mode := range []string{"NONE", "BACK"} {
+		for silent := 1; silent <= 4; silent++ {
+			t.Run(fmt.Sprintf("%s %d", mode, silent), func(t *testing.T) {
+				b := newBench(t, 0)
+				img := b.add("mine", noise(2<<20, 4))
+				img.Persistent = true
+				left := silent
+				b.remotely()
+				open := func(r disk.Repository) (repository.Repository, error) {
+					repo, err := drivers.Open(r)
+					if err != nil {
+						return nil, err
+					}
+					return lost{remote{repo.(repository.Writable)}, &left}, nil
+				}
+				b.openAs(open)
+				b.way.open = open
+				spec := disk.Spec{Image: img, Mode: mode}
+				if _, err := b.way.Prepare(t.Context(), b.request(1, spec), nil); !fault.Is(err, fault.Unavailable) {
+					t.Fatal(err)
+				}
+				left = 0
+				if err := b.way.Remove(t.Context(), 1, ""); err != nil {
+					t.Fatal(err)
+				}
+				b.nothing()
+				b.prepare(b.request(2, spec)) // it is free
+			})
+		}
+	}
 }
 
 // remotely has way and data path see the repository so.

@@ -68,7 +68,8 @@ func (p *preparation) inPlace(ctx context.Context, repo repository.Repository, s
 
 // directImage hands the machine its persistent image through the data path, where this host has no file or device of it.
 func (p *preparation) directImage(ctx context.Context, repo repository.Repository, spec disk.Spec, d *diskRecord) (device.Device, error) {
-	if _, ok := repo.(repository.Writable); !ok {
+	writable, ok := repo.(repository.Writable)
+	if !ok {
 		return device.Device{}, fault.Errorf(fault.Unsupported, "CACHE_MODE NONE of a persistent image: datastore %d has driver %s, of which this host has no file or device",
 			spec.Image.Repository.ID, driverName(spec.Image.Repository))
 	}
@@ -77,7 +78,9 @@ func (p *preparation) directImage(ctx context.Context, repo repository.Repositor
 	if former := d.Export; former != nil && former.Direct != nil && former.Direct.Size > d.Size {
 		export.Direct.Size = former.Direct.Size // grown since
 	}
-	if err := p.export(ctx, d, export); err != nil {
+	var err error
+	p.giveBack(ctx, writable, spec, func() bool { return unsure(err) }) // else the data path has done so
+	if err = p.export(ctx, d, export); err != nil {
 		return device.Device{}, err
 	}
 	return *nbdDevice(*d.Export, spec.ReadOnly), nil
@@ -107,14 +110,29 @@ func (p *preparation) endDirect(ctx context.Context, d *diskRecord) error {
 
 // own takes a persistent image for the machine.
 func (p *preparation) own(ctx context.Context, ownable repository.Ownable, spec disk.Spec, uid, gid int) (string, error) {
-	owner := p.way.owner(p.request.Machine)
-	path, err := ownable.Own(ctx, spec.Image.Source, owner, uid, gid)
-	if err == nil && (p.former == nil || p.former.disk(spec.ID) == nil) { // else it may be running on it
-		p.back.Push(func() error {
-			return p.keepWhenStuck(ownable.Disown(context.WithoutCancel(ctx), spec.Image.Source, owner))
-		})
+	path, err := ownable.Own(ctx, spec.Image.Source, p.way.owner(p.request.Machine), uid, gid)
+	if err == nil || unsure(err) {
+		p.giveBack(ctx, ownable, spec, func() bool { return true })
 	}
 	return path, err
+}
+
+// giveBack has an image that this preparation took go back if the preparation fails, and it was taken.
+func (p *preparation) giveBack(ctx context.Context, ownable repository.Ownable, spec disk.Spec, taken func() bool) {
+	if p.former != nil && p.former.disk(spec.ID) != nil {
+		return // it may be running on it
+	}
+	p.back.Push(func() error {
+		if !taken() {
+			return nil
+		}
+		return p.keepWhenStuck(ownable.Disown(context.WithoutCancel(ctx), spec.Image.Source, p.way.owner(p.request.Machine)))
+	})
+}
+
+// unsure reports whether what failed so in a repository may have been done all the same.
+func unsure(err error) bool {
+	return fault.Is(err, fault.Unavailable) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // volume puts a cache of the machine's own before the source, which then belongs to the data path.
