@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -117,11 +118,20 @@ func (s *Server) Restart() error {
 	s.cmd = exec.Command(s.program, "-D", "-e", "-f", s.dir+"/sshd_config")
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := s.cmd.Start(); err != nil {
+	begun, ended := make(chan error), make(chan struct{})
+	go func(cmd *exec.Cmd) { // ends with sshd, at Kill
+		runtime.LockOSThread() // sshd ends with the thread that made it
+		defer runtime.UnlockOSThread()
+		defer close(ended)
+		err := cmd.Start()
+		begun <- err
+		if err == nil {
+			_ = cmd.Wait()
+		}
+	}(s.cmd)
+	if err := <-begun; err != nil {
 		return err
 	}
-	ended := make(chan struct{})
-	go func(cmd *exec.Cmd) { _ = cmd.Wait(); close(ended) }(s.cmd) // ends with sshd, at Kill
 	for limit := time.Now().Add(2 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", s.Port))
 		if err == nil {
