@@ -60,6 +60,9 @@ func (r *Repository) explain(ctx context.Context, err error) error {
 	if class == fault.Permission {
 		return fault.Errorf(class, "as client.%s: %w", r.user, e)
 	}
+	if strings.Contains(e.Stderr, "conf_read_file") { // the tool ceph does not say which
+		return fault.Errorf(class, "CEPH_CONF %s cannot be read: %w", r.conf, e)
+	}
 	return fault.As(class, e)
 }
 
