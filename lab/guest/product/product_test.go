@@ -1,7 +1,6 @@
 package product
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -143,19 +142,6 @@ func (p *product) eventually(what string, try func() error) {
 	p.Fatalf("%s: %v", what, err)
 }
 
-// cli runs the program as a user does; it must succeed.
-func (p *product) cli(args ...string) string {
-	p.Helper()
-	cmd := exec.CommandContext(p.Context(), p.program, args...)
-	cmd.Env = append(os.Environ(), client.EnvEndpoint+"=unix://"+p.socket(), "XDG_CACHE_HOME="+p.dir)
-	var out, complaint bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &complaint
-	if err := cmd.Run(); err != nil {
-		p.Fatalf("hayloft %s: %v: %s", strings.Join(args, " "), err, complaint.String())
-	}
-	return out.String()
-}
-
 // sh runs a script, which ends at the first command that fails.
 func (p *product) sh(script string) string {
 	p.Helper()
@@ -266,18 +252,15 @@ func (p *product) through(id int, action, state string) {
 	if err := p.client.Act(p.Context(), id, action); err != nil {
 		p.Fatal(err)
 	}
-	p.reaches(id, state, nil)
+	p.reaches(id, state)
 }
 
-// reaches waits until a machine is in the state; see, which may be nil, is shown it on the way.
-func (p *product) reaches(id int, state string, see func(api.VM)) api.VM {
+// reaches waits until a machine is in the state.
+func (p *product) reaches(id int, state string) {
 	p.Helper()
 	ctx, cancel := context.WithTimeout(p.Context(), patience)
 	defer cancel()
 	vms, err := p.client.WaitVMs(ctx, []int{id}, func(vm api.VM) (bool, error) {
-		if see != nil {
-			see(vm)
-		}
 		if vm.LCM.Failure() {
 			return false, errors.New(vm.Error)
 		}
@@ -287,5 +270,4 @@ func (p *product) reaches(id int, state string, see func(api.VM)) api.VM {
 		p.Fatalf("waiting for %s: vm %d is %s: %v; %q, %q", state, id, vms[0].StateName, err, vms[0].Error, vms[0].SchedMessage)
 	}
 	p.step("vm %d: %s", id, state)
-	return vms[0]
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // TestGuestThinVolumes leads a machine on an image from NFS, with disks in thin volumes, and a persistent image that the kernel caches
-// in mode BACK, from import to deletion. It is the quick one: what else a machine may go through, the others lead theirs through.
+// in mode BACK, from import to deletion.
 func TestGuestThinVolumes(t *testing.T) {
 	labtest.Guest(t)
 	disks := labtest.Disks(t, 2)
@@ -24,7 +24,7 @@ func TestGuestThinVolumes(t *testing.T) {
 	p.image("boot", "nas", "OS", boot)
 	data := p.persistent("data", "nas", mark(noise(8<<20), 8, "0th data"))
 	id := p.machine(probe("IMAGE=boot", "IMAGE=data, CACHE_MODE=BACK, CACHE_SIZE=16", "TYPE=swap, SIZE=8"))
-	p.reaches(id, "RUNNING", nil)
+	p.reaches(id, "RUNNING")
 	p.expect("what the machine prints", p.console(id, 1), []string{"the root", "1th boot", "1th data", untouched})
 	p.expect("the swap disk", p.sh(fmt.Sprintf("blkid -p -s TYPE -o value /dev/%s/hayloft-%s-%d.2", scratch, instance, id)), "swap")
 	p.expect("the machine's volumes", p.ofMachine(id), fmt.Sprintf("%[1]d.0 %[1]d.1.cache %[1]d.2", id))
