@@ -77,7 +77,7 @@ var long = regexp.MustCompile(`^disk/localstore/lvm\.TestGuestLVM(ThickSpace|Thi
 	`^disk/way\.TestGuest(DisksOnThickLVM|DMCacheOnLVM)$|` +
 	`^disk/repository/nfs\.TestGuestNFS(Clones|Mounts)$|^disk/repository/path\.TestGuestHostDies$|` +
 	`^disk/repository/iscsi\.TestGuest\w*Thick\w*$|` +
-	`^lab/guest/proof\.TestGuest(Bcache|DMCache|ISCSI|LVM|NFS|Reflink)$`)
+	`^lab/guest/proof\.TestGuest(Bcache|DMCache|ISCSI|LVM|NFS|Reflink)$|^lab/guest/product\.TestGuest(ThickVolumes|OfflineCopies)$`)
 
 // choose keeps what HAYLOFT_GUEST_PACKAGES and HAYLOFT_GUEST_RUN match, long ones too; without them all that are not long, and all
 // with HAYLOFT_GUEST_FULL=1.

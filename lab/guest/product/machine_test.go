@@ -96,8 +96,8 @@ func probe(disks ...string) string {
 	return fmt.Sprintf("NAME=probe CPU=0.1 MEMORY=16 OS=[MACHINE=pc, BOOT=%q]\n%s\n", strings.Join(order, ","), strings.Join(text, "\n"))
 }
 
-// console is what a machine's accesses printed, once boots of them were gone through.
-func (p *product) console(id, boots int) []string {
+// console is what a machine's accesses printed since it was started last, when it has gone through all of them.
+func (p *product) console(id int) []string {
 	p.Helper()
 	var lines []string
 	p.eventually(fmt.Sprintf("vm %d prints", id), func() error {
@@ -110,12 +110,12 @@ func (p *product) console(id, boots int) []string {
 		if err != nil {
 			return err
 		}
-		said := strings.Split(strings.ReplaceAll(string(text), "\r", ""), "\n.\n")
-		if len(said) != boots+1 {
+		said, done := strings.CutSuffix(strings.ReplaceAll(string(text), "\r", ""), "\n.\n")
+		if !done {
 			return fmt.Errorf("%q", text)
 		}
-		_, last, _ := strings.Cut(said[boots-1], "Booting from Hard Disk...\n")
-		lines = strings.Split(last, "\n")
+		_, printed, _ := strings.Cut(said, "Booting from Hard Disk...\n")
+		lines = strings.Split(printed, "\n")
 		return nil
 	})
 	return lines

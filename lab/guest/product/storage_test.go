@@ -1,17 +1,22 @@
 package product
 
 import (
+	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"hayloft/lab/nfslab"
 )
 
-// scratch is the volume group of the host's local store.
-const scratch = "scratch"
+const (
+	scratch = "scratch" // volume group of the host's local store
+	images  = "images"  // volume group of the iSCSI server
+)
 
 // keep is what others have in the volume group of the host: one has a name as ours have them.
 var keep = []string{"keep", "hayloft-hay-99.0"}
@@ -66,6 +71,40 @@ func empty(t *testing.T, dir string) {
 	if left := sh(t, "cd "+dir+" && find . -mindepth 1 ! -name lost+found"); left != "" {
 		t.Errorf("left in the export: %s", left)
 	}
+}
+
+// san is an iSCSI target and initiator of the guest.
+func san(t *testing.T, disk string, others ...string) {
+	t.Helper()
+	sh(t, "modprobe iscsi_tcp")
+	group(t, images, disk, others...)
+	daemon(t, "tgtd", "-f", "-t", "2")
+	daemon(t, "iscsid", "-f")
+	sh(t, "for i in $(seq 300); do tgtadm --op show --mode sys >/dev/null 2>&1 && iscsiadm -m session 2>&1 | grep -q 'No active' && exit; sleep 0.1; done; exit 1")
+	t.Cleanup(func() {
+		if left := sh(t, "tgtadm --op show --mode target; iscsiadm -m session 2>&1 | grep -v 'No active' || true"); left != "" {
+			t.Errorf("left of iSCSI: %s", left)
+		}
+	})
+}
+
+// daemon runs a program until the test ends.
+func daemon(t *testing.T, name string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.WaitDelay = time.Second
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("%s: %s", name, said.String())
+		}
+	})
 }
 
 // foreign is what the guest has that a product may make: mounts, device mapper's devices, loop devices, SCSI disks.

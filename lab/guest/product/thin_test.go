@@ -25,7 +25,7 @@ func TestGuestThinVolumes(t *testing.T) {
 	data := p.persistent("data", "nas", mark(noise(8<<20), 8, "0th data"))
 	id := p.machine(probe("IMAGE=boot", "IMAGE=data, CACHE_MODE=BACK, CACHE_SIZE=16", "TYPE=swap, SIZE=8"))
 	p.reaches(id, "RUNNING")
-	p.expect("what the machine prints", p.console(id, 1), []string{"the root", "1th boot", "1th data", untouched})
+	p.expect("what the machine prints", p.console(id), []string{"the root", "1th boot", "1th data", untouched})
 	p.expect("the swap disk", p.sh(fmt.Sprintf("blkid -p -s TYPE -o value /dev/%s/hayloft-%s-%d.2", scratch, instance, id)), "swap")
 	p.expect("the machine's volumes", p.ofMachine(id), fmt.Sprintf("%[1]d.0 %[1]d.1.cache %[1]d.2", id))
 	p.reserved(2 + 8 + 8)
