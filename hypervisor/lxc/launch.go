@@ -47,6 +47,8 @@ func (d *Driver) launch(turn context.Context, m hypervisor.Machine) (process, er
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Stderr = stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	d.topUsers.RLock()
+	defer d.topUsers.RUnlock()
 	if err := startInside(cmd, group, m); err != nil {
 		return process{}, err
 	}
@@ -198,13 +200,26 @@ func (d *Driver) clearHidden(ctx context.Context, id int) error {
 		}
 		top := filepath.Join(cgroupMount, d.tree.Root())
 		own := filepath.Join(top, containerName(id))
-		for _, dir := range []string{filepath.Join(own, "guest"), filepath.Join(own, "monitor"), own, top} {
-			if err := rmdir(ctx, dir); err != nil && dir != top {
+		for _, dir := range []string{filepath.Join(own, "guest"), filepath.Join(own, "monitor"), own} {
+			if err := rmdir(ctx, dir); err != nil {
 				return err
 			}
 		}
+		d.clearTop(ctx, top)
 		return nil
 	})
+}
+
+// clearTop removes the group above all containers when it is empty, but not below the hands of an lxc-start that has just
+// made it or found it there: the container that starts takes it away in the end.
+func (d *Driver) clearTop(ctx context.Context, top string) {
+	d.clearing.Lock()
+	defer d.clearing.Unlock()
+	if !d.topUsers.TryLock() {
+		return
+	}
+	defer d.topUsers.Unlock()
+	_ = rmdir(ctx, top) // others are in it
 }
 
 // rmdir removes an empty control group; its last process may still be ending.

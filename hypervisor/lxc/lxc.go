@@ -40,7 +40,9 @@ type Driver struct {
 	config   Config
 	hostBoot string
 	tree     *cgroup.Tree
-	hidden   bool // the host shows no cgroup2, only the containers' namespaces do
+	hidden   bool         // the host shows no cgroup2, only the containers' namespaces do
+	clearing sync.Mutex   // one at a time removes the group above all containers,
+	topUsers sync.RWMutex // and not while somebody, who has this for reading, makes groups in it
 	turns    turn.Table
 	feed     *feed.Feed
 
