@@ -58,3 +58,15 @@ func (d *Disk) CheckCache(hypervisor, driver string) error {
 	}
 	return nil
 }
+
+// leastKernelCache is the smallest cache of a kernel that a disk gets which does not say its CACHE_SIZE, in bytes.
+const leastKernelCache = 64 << 20
+
+// KernelCacheBytes is how large a cache the kernel gets for a disk of size bytes: CACHE_SIZE, or an eighth of the disk.
+func KernelCacheBytes(cacheSize, size int64) int64 {
+	if cacheSize == 0 {
+		cacheSize = max(leastKernelCache, size/8)
+	}
+	const mebi = 1 << 20
+	return (cacheSize + mebi - 1) / mebi * mebi
+}

@@ -51,10 +51,18 @@ func (s *HostStorage) CanCache(d *Disk) string {
 	switch {
 	case s.LSMad == "dummy" && d.LocalBytes()+d.BaseBytes() > 0:
 		return fmt.Sprintf("has no local store (LS_MAD dummy), and disk %d needs one", d.ID)
-	case d.Persistent && d.Mode != "" && d.Mode != CacheNone && d.Mode != CacheOffline && len(s.LCModes) > 0 && !slices.Contains(s.LCModes, d.Mode):
+	case d.cachesSource() && len(s.LCModes) > 0 && !slices.Contains(s.LCModes, d.Mode):
 		return fmt.Sprintf("has LC_MAD %s, which cannot do CACHE_MODE %s of disk %d", s.LCMad, d.Mode, d.ID)
 	}
 	return ""
+}
+
+// LocalBytes is how much of this host's local store a disk may come to need for itself.
+func (s *HostStorage) LocalBytes(d *Disk) int64 {
+	if d.cachesSource() && s.LCMad != "" && s.LCMad != "hayloft" {
+		return KernelCacheBytes(d.CacheSize, d.Size)
+	}
+	return d.LocalBytes()
 }
 
 // PartialBase is an image of which a host holds some chunks. Bytes of data, zeros not counted.

@@ -165,7 +165,7 @@ type Disk struct {
 	Released    bool   `json:"released,omitempty"`   // the persistent image was taken from the machine: see image release
 }
 
-// LocalBytes is how much of a host's local store the disk may come to need for itself.
+// LocalBytes is how much of a host's local store the disk may come to need for itself, with Hayloft's own caches.
 func (d *Disk) LocalBytes() int64 {
 	switch {
 	case d.Persistent && (d.Mode == "" || d.Mode == CacheNone):
@@ -176,6 +176,11 @@ func (d *Disk) LocalBytes() int64 {
 		return 0
 	}
 	return d.Size
+}
+
+// cachesSource reports whether the disk is a persistent image behind a cache that need not hold all of it.
+func (d *Disk) cachesSource() bool {
+	return d.Persistent && d.Mode != "" && d.Mode != CacheNone && d.Mode != CacheOffline
 }
 
 // BaseBytes is how much the image that the disk is a clone of may come to take on a host, shared by all its clones.

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"hayloft/cloud"
 	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/cache"
@@ -34,17 +35,6 @@ type kernelCache struct {
 	Spec kernelcache.Spec `json:"spec"`
 }
 
-// leastKernelCache is the smallest cache that a disk gets which does not say its CACHE_SIZE, in bytes; others get an eighth of
-// the image.
-const leastKernelCache = 64 << 20
-
-func kernelCacheSize(asked, size int64) int64 {
-	if asked == 0 {
-		asked = max(leastKernelCache, size/8)
-	}
-	return roundUp(asked, 1<<20)
-}
-
 // UnorderedBack is the datastore's attribute that accepts what mode BACK is in a kernel's cache.
 const UnorderedBack = "UNORDERED_BACK"
 
@@ -65,7 +55,7 @@ func (w *Way) planKernel(machine int, s disk.Spec, d *diskRecord) (*kernelCache,
 		return nil, fault.Errorf(fault.Unsupported, "CACHE_MODE BACK by LC_MAD %s writes back in any order: when the host or its cache is lost, the image "+
 			"is not one that it ever was, whatever was flushed. Datastore %d accepts that with %s=YES", name, img.Repository.ID, UnorderedBack)
 	}
-	k := &kernelCache{Driver: name, Mode: d.Mode, Size: kernelCacheSize(s.CacheSize, d.Size)}
+	k := &kernelCache{Driver: name, Mode: d.Mode, Size: cloud.KernelCacheBytes(s.CacheSize, d.Size)}
 	if w.config.Volumes != nil {
 		k.Volume = volumeName(machine, d.ID) + cacheSuffix
 	}

@@ -34,12 +34,12 @@ type Demand struct {
 	DiskMB   int // of the local store
 }
 
-// DemandOf adds up what a machine takes.
-func DemandOf(vm *cloud.VM) Demand {
+// DemandOf adds up what a machine takes of a host with that storage.
+func DemandOf(vm *cloud.VM, storage *cloud.HostStorage) Demand {
 	d := Demand{CPU: vm.CPU, MemoryMB: vm.MemoryMB}
 	var bytes int64
 	for i := range vm.Disks {
-		bytes += vm.Disks[i].LocalBytes()
+		bytes += storage.LocalBytes(&vm.Disks[i])
 	}
 	d.DiskMB = int((bytes + mebi - 1) / mebi)
 	return d
@@ -74,7 +74,7 @@ func (h *Host) Add(vm *cloud.VM) {
 
 // demand is what the machine takes of this host: with the bases that are not there yet.
 func (h *Host) demand(vm *cloud.VM) Demand {
-	d := DemandOf(vm)
+	d := DemandOf(vm, &h.Storage)
 	seen := map[string]bool{}
 	for i := range vm.Disks {
 		disk := &vm.Disks[i]

@@ -111,6 +111,33 @@ func TestRankBeatsThePolicy(t *testing.T) {
 	}
 }
 
+// A persistent disk takes what its cache takes on the host, which is another size where the kernel has the cache.
+func TestKernelCachesAreCounted(t *testing.T) {
+	for _, row := range []struct {
+		driver, mode         string
+		cacheMB, imageMB, is int64
+	}{
+		{"", "BACK", 0, 8, 8},
+		{"hayloft", "BACK", 16, 8, 8},
+		{"hayloft", "NONE", 16, 8, 0},
+		{"dm-cache", "BACK", 0, 8, 64},
+		{"dm-cache", "BACK", 16, 8, 16},
+		{"bcache", "THRU", 0, 8192, 1024},
+		{"bcache", "AROUND", 100, 8192, 100},
+		{"dm-cache", "NONE", 0, 8192, 0},
+		{"dm-cache", "OFFLINE", 0, 8192, 8192},
+	} {
+		v := vm(0, 1, 100)
+		v.Disks = []cloud.Disk{{ImageID: 1, Persistent: true, Mode: row.mode, CacheSize: row.cacheMB << 20, ImageSize: row.imageMB << 20, Size: row.imageMB << 20}}
+		h := host(1, 8, 65536, 100000)
+		h.Storage.LCMad = row.driver
+		h.Add(&v)
+		if int64(h.Used.DiskMB) != row.is {
+			t.Errorf("%+v: %d MB", row, h.Used.DiskMB)
+		}
+	}
+}
+
 // A base is counted once a host however many machines use it, and not at all where it is already.
 func TestBasesAreCountedOnce(t *testing.T) {
 	image := cloud.Disk{ImageID: 1, Digest: "blake3:aa", ImageSize: 100 << 20, Size: 10 << 20}
