@@ -32,6 +32,7 @@ type fakeVolumes struct {
 	failAt int             // the call to fail, counted from 1 and back to 0; 0: none
 	open   map[string]bool // volumes that are in use
 	raw    map[string]bool
+	others map[string]bool // names that somebody else has
 }
 
 const (
@@ -51,6 +52,9 @@ func (f *fakeVolumes) called(what, name string) error {
 		if f.failAt--; f.failAt == 0 {
 			return fault.Errorf(fault.Unavailable, "the volumes fail in %s %s", what, name)
 		}
+	}
+	if f.others[name] {
+		return fault.Errorf(fault.Busy, "volume %s is not ours", name)
 	}
 	return nil
 }

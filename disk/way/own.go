@@ -176,9 +176,20 @@ func (p *preparation) beginVolume(ctx context.Context, d *diskRecord) (localstor
 	}
 	p.back.Push(func() error {
 		ctx := context.WithoutCancel(ctx)
-		return p.keepWhenStuck(errors.Join(volumes.Unprovision(ctx, names[0]), volumes.Unprovision(ctx, names[1])))
+		return p.keepWhenStuck(errors.Join(takeBack(ctx, volumes, names[0]), takeBack(ctx, volumes, names[1])))
 	})
 	return volumes, nil
+}
+
+// takeBack removes a volume that was to be made, unless its name is somebody else's: who could not make it has said so.
+func takeBack(ctx context.Context, volumes localstore.Volumes, name string) error {
+	err := volumes.Unprovision(ctx, name)
+	if fault.Is(err, fault.Busy) {
+		if _, others := volumes.Find(ctx, name); fault.Is(others, fault.Busy) {
+			return nil
+		}
+	}
+	return err
 }
 
 func (p *preparation) spec(d *diskRecord, size int64) localstore.VolumeSpec {

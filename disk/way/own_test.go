@@ -439,3 +439,18 @@ func TestRate(t *testing.T) {
 		}
 	})
 }
+
+// TestVolumeOfAnother: a volume that has a machine's name and is not ours is named once, stays, and nothing of the machine does.
+func TestVolumeOfAnother(t *testing.T) {
+	for _, name := range []string{"1.0", "1.0.part"} {
+		b, v := onVolumes(t, 0, true)
+		v.others = map[string]bool{name: true}
+		r := b.request(1, disk.Spec{ID: 0, Image: b.image("tiny", 1)})
+		if _, err := b.way.Prepare(t.Context(), r, nil); !fault.Is(err, fault.Busy) || strings.Count(err.Error(), "not ours") != 1 {
+			t.Errorf("volume %s of another: %v", name, err)
+		}
+		b.noVolume(v)
+		v.others = nil
+		b.prepare(r)
+	}
+}

@@ -152,13 +152,9 @@ func (p *preparation) volume(ctx context.Context, repo repository.Repository, sp
 		}
 		d.Cached = true
 	}
-	if err := p.measure(ctx, repo, img, d); err != nil {
+	owned, err := p.ask(ctx, repo, img, d)
+	if err != nil {
 		return device.Device{}, err
-	}
-	owned := false
-	if d.Export != nil { // asked first: taking it would meet the data path at work
-		mark, err := writable.Marked(ctx, img.Source)
-		owned = err == nil && mark.Owner == w.owner(p.request.Machine) || fault.Is(err, fault.Unavailable)
 	}
 	if !owned {
 		if _, err := p.own(ctx, writable, spec, os.Geteuid(), os.Getegid()); err != nil {
@@ -171,18 +167,41 @@ func (p *preparation) volume(ctx context.Context, repo repository.Repository, sp
 	return *nbdDevice(*d.Export, spec.ReadOnly), nil
 }
 
-// measure has the record know an image that somebody has grown since it was registered.
-func (p *preparation) measure(ctx context.Context, repo repository.Repository, img disk.Image, d *diskRecord) error {
-	info, err := repo.Stat(ctx, img.Source)
-	if fault.Is(err, fault.Unavailable) && d.Export != nil {
-		return nil // the cache can do without for now
+// askLimit is for how long a repository is asked about an image of which all is here: the machine starts without an answer too.
+const askLimit = 10 * time.Second
+
+// ask has the repository say how long the image is, which somebody may have grown since it was registered, and whether it is this
+// machine's. Where it does not answer, an image that the data path has counts as the machine's: it can do without for now.
+func (p *preparation) ask(ctx context.Context, repo repository.Repository, img disk.Image, d *diskRecord) (owned bool, err error) {
+	asking := ctx
+	if d.Export != nil && d.Mode == cache.Offline {
+		var cancel context.CancelFunc
+		asking, cancel = context.WithTimeout(ctx, p.way.asking)
+		defer cancel()
 	}
-	if err != nil || info.Size <= d.Size {
-		return err
+	info, err := repo.Stat(asking, img.Source)
+	if fault.Is(err, fault.Unavailable) && d.Export != nil {
+		return true, nil
+	}
+	if err == nil {
+		err = p.measured(ctx, d, info.Size)
+	}
+	if err != nil || d.Export == nil {
+		return false, err
+	}
+	// Asked before it is taken: that would meet the data path at work.
+	mark, err := repo.(repository.Writable).Marked(asking, img.Source)
+	return err == nil && mark.Owner == p.way.owner(p.request.Machine) || fault.Is(err, fault.Unavailable), nil
+}
+
+// measured has the record know of an image of size bytes.
+func (p *preparation) measured(ctx context.Context, d *diskRecord, size int64) error {
+	if size <= d.Size {
+		return nil
 	}
 	before := d.capacity()
 	grown := *d
-	grown.Size = roundUp(info.Size, sector)
+	grown.Size = roundUp(size, sector)
 	more, err := p.way.store.Reserve(ctx, "cache", grown.capacity()-before, 0)
 	if err != nil {
 		return err

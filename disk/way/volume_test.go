@@ -8,11 +8,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/cache"
 	"hayloft/disk/device"
+	"hayloft/disk/repository"
+	"hayloft/disk/repository/drivers"
 )
 
 func (b *bench) mine(mode string) disk.Spec {
@@ -277,6 +280,49 @@ func TestDataPathFailsAnywhere(t *testing.T) {
 	}
 	if steps < 4 {
 		t.Errorf("Remove calls the data path only %d times", steps-1)
+	}
+	b.nothing()
+}
+
+// deaf is a repository that does not answer any more.
+type deaf struct{ remote }
+
+func (d deaf) Stat(ctx context.Context, _ string) (repository.Info, error) {
+	<-ctx.Done()
+	return repository.Info{}, ctx.Err()
+}
+
+func (d deaf) Marked(ctx context.Context, _ string) (repository.Mark, error) {
+	<-ctx.Done()
+	return repository.Mark{}, ctx.Err()
+}
+
+// TestOfflineStartsWithoutItsRepository: a machine whose image is here whole waits for an answer about it for a moment only.
+func TestOfflineStartsWithoutItsRepository(t *testing.T) {
+	b := newFakeBench(t, 0)
+	s := b.mine("OFFLINE")
+	r := b.request(1, s)
+	first := b.prepare(r)
+	b.reopen(0)
+	b.way.asking = 50 * time.Millisecond
+	b.way.open = func(r disk.Repository) (repository.Repository, error) {
+		repo, err := drivers.Open(r)
+		if err != nil {
+			return nil, err
+		}
+		return deaf{remote{repo.(repository.Writable)}}, nil
+	}
+	if again := b.prepare(r); again.Devices[0] != first.Devices[0] {
+		t.Errorf("%+v instead of %+v", again.Devices[0], first.Devices[0])
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := b.way.Prepare(ctx, b.request(2, s), nil); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("another machine, which has nothing of it here: %v", err)
+	}
+	b.reopen(0)
+	if err := b.way.Remove(t.Context(), 1, ""); err != nil {
+		t.Error(err)
 	}
 	b.nothing()
 }

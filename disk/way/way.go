@@ -63,6 +63,7 @@ type Way struct {
 
 	blocks  blocks
 	leaving time.Duration // see leaveLimit
+	asking  time.Duration // see askLimit
 	bases   baseVolumes
 	copies  *fastcopy.Limiter
 	swept   bool // volumes, see there
@@ -110,7 +111,7 @@ func New(c Config) (*Way, error) {
 	}
 	return &Way{
 		config: c, store: store, open: c.Open,
-		blocks: loops{}, leaving: leaveLimit, bases: baseVolumes{pins: map[string]int{}, used: map[string]time.Time{}}, copies: newLimiter(c.Copies, c.CopiesPerRepository),
+		blocks: loops{}, leaving: leaveLimit, asking: askLimit, bases: baseVolumes{pins: map[string]int{}, used: map[string]time.Time{}}, copies: newLimiter(c.Copies, c.CopiesPerRepository),
 		turns: map[string]*turn{}, flights: map[flightKey]*flight{}, counted: map[string]int64{}, totals: map[string]int64{},
 	}, nil
 }
