@@ -70,8 +70,17 @@ func (w *Way) contentOf(ctx context.Context, r *record, d diskRecord) (_ *holdin
 			return nil, err
 		}
 	}
-	return c, c.openFile(path)
+	if err := c.openFile(path); err != nil {
+		return nil, err
+	}
+	if d.Kind == copied {
+		c.compared()
+	}
+	return c, nil
 }
+
+// compared has a copy of an image, of which nobody knows what the machine wrote, compared with it.
+func (c *holding) compared() { c.own, c.clone = []image.Span{{Length: c.size}}, true }
 
 // openFile reads a raw file or block device.
 func (c *holding) openFile(path string) error {
@@ -288,6 +297,9 @@ func liveContent(ctx context.Context, d diskRecord, live disk.Live) (_ *holding,
 	}
 	c.opens.Push(src.Close)
 	c.bytesOf, c.size = src, src.Size()
+	if d.Kind == copied {
+		c.compared()
+	}
 	if d.Kind != overlay {
 		return c, nil
 	}
