@@ -28,7 +28,7 @@ func TestGuestThinVolumes(t *testing.T) {
 	p.expect("what the machine prints", p.console(id), []string{"the root", "1th boot", "1th data", untouched})
 	p.expect("the swap disk", p.sh(fmt.Sprintf("blkid -p -s TYPE -o value /dev/%s/hayloft-%s-%d.2", scratch, instance, id)), "swap")
 	p.expect("the machine's volumes", p.ofMachine(id), fmt.Sprintf("%[1]d.0 %[1]d.1.cache %[1]d.2", id))
-	p.reserved(2 + 8 + 8)
+	p.reserved(2 + 16 + 8)
 	if text := p.sh("dmsetup table --target cache"); !strings.Contains(text, "writeback") {
 		t.Errorf("caches of the kernel: %q", text)
 	}
