@@ -1,6 +1,7 @@
 package product
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -142,6 +143,19 @@ func (p *product) eventually(what string, try func() error) {
 	p.Fatalf("%s: %v", what, err)
 }
 
+// cli runs the program as a user does; it must succeed.
+func (p *product) cli(args ...string) string {
+	p.Helper()
+	cmd := exec.CommandContext(p.Context(), p.program, args...)
+	cmd.Env = append(os.Environ(), client.EnvEndpoint+"=unix://"+p.socket(), "XDG_CACHE_HOME="+p.dir)
+	var out, complaint bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaint
+	if err := cmd.Run(); err != nil {
+		p.Fatalf("hayloft %s: %v: %s", strings.Join(args, " "), err, complaint.String())
+	}
+	return out.String()
+}
+
 // sh runs a script, which ends at the first command that fails.
 func (p *product) sh(script string) string {
 	p.Helper()
@@ -255,12 +269,15 @@ func (p *product) through(id int, action, state string) {
 	p.reaches(id, state)
 }
 
-// reaches waits until a machine is in the state.
-func (p *product) reaches(id int, state string) {
+// reaches waits until a machine is in the state; see is shown it on the way.
+func (p *product) reaches(id int, state string, see ...func(api.VM)) api.VM {
 	p.Helper()
 	ctx, cancel := context.WithTimeout(p.Context(), patience)
 	defer cancel()
 	vms, err := p.client.WaitVMs(ctx, []int{id}, func(vm api.VM) (bool, error) {
+		for _, look := range see {
+			look(vm)
+		}
 		if vm.LCM.Failure() {
 			return false, errors.New(vm.Error)
 		}
@@ -270,4 +287,5 @@ func (p *product) reaches(id int, state string) {
 		p.Fatalf("waiting for %s: vm %d is %s: %v; %q, %q", state, id, vms[0].StateName, err, vms[0].Error, vms[0].SchedMessage)
 	}
 	p.step("vm %d: %s", id, state)
+	return vms[0]
 }
