@@ -28,7 +28,7 @@ func TestGuestThickVolumes(t *testing.T) {
 	p.reaches(id, "RUNNING")
 	p.expect("the first boot", p.console(id)[2:], []string{"1th data", "1th data"})
 	p.expect("the machine's volumes", p.ofMachine(id), fmt.Sprintf("%[1]d.0 %[1]d.2.cache", id))
-	p.reserved(4 + 8)
+	p.reserved(4 + 16)
 	p.expect("sessions of iSCSI", len(strings.Split(p.sh("iscsiadm -m session"), "\n")), 2)
 	p.through(id, "poweroff-hard", "POWEROFF")
 	p.through(id, "resume", "RUNNING")
