@@ -108,8 +108,13 @@ func (s *Server) Options() map[string]string {
 	return map[string]string{"HOST": s.Host, "KEY_FILE": s.KeyFile, "KNOWN_HOSTS_FILE": s.KnownHostsFile}
 }
 
-// Restart starts sshd again after Kill, on the same port with the same keys.
+// Restart starts sshd again after Kill, on the same port with the same keys, in the network namespace of the calling thread.
 func (s *Server) Restart() error {
+	space, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer space.Close()
 	log, err := os.OpenFile(s.dir+"/log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -120,10 +125,13 @@ func (s *Server) Restart() error {
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	begun, ended := make(chan error), make(chan struct{})
 	go func(cmd *exec.Cmd) { // ends with sshd, at Kill
-		runtime.LockOSThread() // sshd ends with the thread that made it
-		defer runtime.UnlockOSThread()
+		// sshd ends with the thread that made it. Never unlocked: the thread ends with the goroutine.
+		runtime.LockOSThread()
 		defer close(ended)
-		err := cmd.Start()
+		err := unix.Setns(int(space.Fd()), unix.CLONE_NEWNET)
+		if err == nil {
+			err = cmd.Start()
+		}
 		begun <- err
 		if err == nil {
 			_ = cmd.Wait()
