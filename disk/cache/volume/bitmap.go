@@ -33,6 +33,9 @@ type bitmap struct {
 	block [mapBlock]byte
 	lost  bool // there is no file any more
 	hold  holdBack
+
+	// unsure: writing to the file failed, so it may be as before or as it was to become. Memory is right.
+	unsure atomic.Bool
 }
 
 func newBitmap(file storage.File, generation uint32, size int64) *bitmap {
@@ -94,6 +97,10 @@ func (m *bitmap) trim() {
 func (m *bitmap) writeAll() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.rewrite()
+}
+
+func (m *bitmap) rewrite() error {
 	for block := range int64(len(m.words) / wordsOfBlock) {
 		m.encode(block)
 		if err := m.writeBlock(block); err != nil {
@@ -116,6 +123,9 @@ func (m *bitmap) hasAll(from, to int64) bool {
 	}
 	return true
 }
+
+// filed reports whether all of [from, to) are set, on file too for certain.
+func (m *bitmap) filed(from, to int64) bool { return m.hasAll(from, to) && !m.unsure.Load() }
 
 // next is the first bit at or after i that is set, or the size.
 func (m *bitmap) next(i int64) int64 {
@@ -150,6 +160,12 @@ func (m *bitmap) clear(from, to int64) (int64, error) { return m.change(from, to
 func (m *bitmap) change(from, to int64, on bool) (changed int64, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.unsure.Load() {
+		if err := m.rewrite(); err != nil {
+			return 0, err
+		}
+		m.unsure.Store(false)
+	}
 	for from < to {
 		end := min((from/bitsOfBlock+1)*bitsOfBlock, to)
 		n, err := m.changeBlock(from, end, on)
@@ -223,6 +239,9 @@ func (m *bitmap) writeBlock(block int64) error {
 	}
 	binary.LittleEndian.PutUint32(m.block[:], crc32.Checksum(m.block[4:], castagnoli))
 	_, err := m.file.WriteAt(m.block[:], block*mapBlock)
+	if err != nil {
+		m.unsure.Store(true)
+	}
 	return err
 }
 

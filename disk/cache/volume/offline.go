@@ -119,7 +119,7 @@ func (o *offline) put(c change) (done bool, err error) {
 			i = next
 		}
 	}
-	if !o.dirty.hasAll(first, last) {
+	if !o.dirty.filed(first, last) {
 		if err := o.dirty.set(first, last); err != nil {
 			return true, fmt.Errorf("dirty: %w", err)
 		}
