@@ -61,6 +61,12 @@ func (w *web) ServeHTTP(answer http.ResponseWriter, r *http.Request) {
 	httplab.Files(filepath.Dir(path)).ServeHTTP(answer, r)
 }
 
+func (w *web) has(name, path string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.files[name] = path
+}
+
 // start serves, at the same address every time.
 func (w *web) start() {
 	w.Helper()
@@ -230,7 +236,8 @@ func beginLost(t *testing.T) *lost {
 func TestStorageThatDies(t *testing.T) {
 	l := beginLost(t)
 	data := l.file("data.img", noise(4<<20))
-	l.web.files["disk.img"], l.web.files["data.img"] = l.set.Disk, data
+	l.web.has("disk.img", l.set.Disk)
+	l.web.has("data.img", data)
 	l.must(datastoreArgs("web", "http", "http://"+l.web.address, map[string]string{"CACHE_FILL": "NO"})...)
 	for _, name := range []string{"disk", "data"} {
 		l.must("image", "create", "--name", "web-"+name, "--source", name+".img", "-d", "web")
