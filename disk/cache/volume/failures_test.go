@@ -271,3 +271,18 @@ func TestFlushTellsOfALostSync(t *testing.T) {
 		}
 	}
 }
+
+// TestFlushesAtOnceAreAllTold: a sync that failed concerns each flush that had begun when the first of them told of it.
+func TestFlushesAtOnceAreAllTold(t *testing.T) {
+	v := newVolume(cache.VolumeConfig{Size: chunkSize}, state{})
+	defer v.stop()
+	v.lostSyncs.Store(1)
+	one, other := v.toldSyncs.Load(), v.toldSyncs.Load()
+	v.lostSyncs.Add(1)
+	if !v.tellLosses(one) || !v.tellLosses(other) {
+		t.Error("a flush that was under way is not told")
+	}
+	if v.tellLosses(v.toldSyncs.Load()) {
+		t.Error("told again")
+	}
+}

@@ -25,9 +25,10 @@ func (v *volume) Flush(ctx context.Context) error {
 
 // syncThrough has the source sync what AROUND and THRU wrote to it.
 func (v *volume) syncThrough(ctx context.Context) error {
+	told := v.toldSyncs.Load() // what another flush tells meanwhile concerns this one as well
 	return v.apart(ctx, change{}, func(ctx context.Context, _ change) error {
 		err := v.patientSync(ctx)
-		if v.tellLosses() && err == nil {
+		if v.tellLosses(told) && err == nil {
 			err = errLostSync
 		}
 		if err != nil {
@@ -56,12 +57,15 @@ func (v *volume) durably(ctx context.Context, sync func(context.Context) error, 
 
 var errLostSync = fault.Errorf(fault.Unavailable, "the source may have lost what it had not synced")
 
-// tellLosses reports whether syncs failed that no flush has told of yet, also in the process before: one does now. Whoever had asked
-// for them, what was written before them is not durable.
-func (v *volume) tellLosses() bool {
+// tellLosses reports whether syncs failed, also in the process before, that no flush had told of when this one began, with so many
+// told: it does now. Whoever had asked for them, what was written before them is not durable.
+func (v *volume) tellLosses(told uint64) bool {
 	lost := v.lostSyncs.Load()
-	if v.toldSyncs.Swap(lost) == lost {
+	if lost == told {
 		return false
+	}
+	for now := v.toldSyncs.Load(); now < lost && !v.toldSyncs.CompareAndSwap(now, lost); {
+		now = v.toldSyncs.Load()
 	}
 	v.stateMu.Lock()
 	remembered := v.state.Lost
