@@ -118,7 +118,7 @@ func TestRemovalThatFailsIsPaced(t *testing.T) {
 		b.agent.mu.Lock()
 		defer b.agent.mu.Unlock()
 		m := b.agent.machines[1]
-		return m.assignment.Epoch == 3 && m.working && !m.again
+		return m.assignment.Epoch == 3 && m.working && m.doing == awaitingRetry
 	}
 	for limit := time.Now().Add(patience); !waits(); time.Sleep(time.Millisecond) {
 		if time.Now().After(limit) {

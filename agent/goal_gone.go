@@ -15,8 +15,13 @@ func (p *pass) goalGone(ctx context.Context) error {
 		return nil
 	}
 	// Of a machine that is deleted, the server orders at once again what failed: its storage may be back by then, or not for long.
-	if n := p.m.unremoved; n > 0 && !pause(ctx, min(p.pace.retryMin<<min(n-1, 10), p.pace.retryMax)) {
-		return context.Cause(ctx)
+	if n := p.m.unremoved; n > 0 {
+		if err := p.busy(ctx, awaitingRetry); err != nil {
+			return err
+		}
+		if !pause(ctx, min(p.pace.retryMin<<min(n-1, 10), p.pace.retryMax)) {
+			return context.Cause(ctx)
+		}
 	}
 	err := p.removeAll(ctx)
 	switch {

@@ -37,6 +37,7 @@ const (
 	preparingDisks
 	startingDomain
 	awaitingShutdown
+	awaitingRetry
 	savingMemory
 	stashingDisks
 	savingDisk
