@@ -203,11 +203,7 @@ func tmpfs(t *testing.T, size string) string {
 	if err := unix.Mount("hayloft-test", dir, "tmpfs", 0, "size="+size); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { labtest.Unmount(t, dir) })
 	return dir
 }
 

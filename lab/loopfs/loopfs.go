@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hayloft/internal/command"
+	"hayloft/lab/labtest"
 	"hayloft/lab/ownspace"
 )
 
@@ -55,11 +56,7 @@ func mount(t *testing.T, file, kind string) string {
 	if err := unix.Mount(device.Name(), dir, kind, 0, ""); err != nil {
 		t.Fatalf("mount %s of %s: %v", kind, device.Name(), err)
 	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Errorf("unmount %s: %v", dir, err)
-		}
-	})
+	t.Cleanup(func() { labtest.Unmount(t, dir) })
 	return dir
 }
 

@@ -19,6 +19,7 @@ import (
 	"hayloft/disk"
 	"hayloft/disk/repository"
 	"hayloft/internal/remote"
+	"hayloft/lab/labtest"
 	"hayloft/lab/loopfs"
 	"hayloft/lab/sshlab"
 )
@@ -423,13 +424,6 @@ func TestFullAndReflinked(t *testing.T) {
 			}
 		}
 		s.Kill()
-		err = unix.Unmount(small, 0)
-		for limit := time.Now().Add(time.Minute); errors.Is(err, unix.EBUSY) && time.Now().Before(limit); {
-			time.Sleep(5 * time.Millisecond) // what served a session ends a little after sshd
-			err = unix.Unmount(small, 0)
-		}
-		if err != nil {
-			t.Error(err)
-		}
+		labtest.Unmount(t, small)
 	})
 }
