@@ -71,6 +71,7 @@ func (s *storm) ask(id int, action string) {
 // own QEMU was the victim, it must get there and go on from where it was.
 func (s *storm) away(id int, action, state, victim string) {
 	s.Helper()
+	booted := !s.killed[id] || s.boots(id, false) > 0 // else it may be at it still, and is put away like that
 	delete(s.killed, id)
 	s.progress("vm %d: %s", id, action)
 	s.ask(id, action)
@@ -87,7 +88,7 @@ func (s *storm) away(id int, action, state, victim string) {
 		}
 		return nil
 	})
-	if n := s.boots(id, false); n != 0 && !s.killed[id] { // the console log is of this stay
+	if n := s.boots(id, false); n != 0 && booted && !s.killed[id] { // the console log is of this stay
 		s.Errorf("vm %d has booted %d times after it was away: its memory was lost", id, n)
 	}
 }
