@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"hayloft/disk/cache"
 	"hayloft/disk/device"
 	"hayloft/disk/localstore"
+	"hayloft/internal/durable"
 )
 
 // Names of volumes: "12.0" is disk 0 of machine 12, "12.0.cache" what its kernel cache has, "base.HEX" a whole image; with
@@ -60,6 +62,9 @@ func (w *Way) volumes(ctx context.Context) (localstore.Volumes, error) {
 }
 
 func (w *Way) sweepParts(ctx context.Context) error {
+	if err := durable.Sweep(filepath.Dir(w.indexPath(basePrefix))); err != nil {
+		return err
+	}
 	list, err := w.config.Volumes.List(ctx)
 	if err != nil {
 		return err

@@ -48,6 +48,15 @@ func write(path string, content []byte, mode fs.FileMode, publish func(part, pat
 	return SyncDir(dir)
 }
 
+// Sweep removes what crashes left of writing any file of a directory, which may not be there. Nobody may be writing in it.
+func Sweep(dir string) error {
+	parts, err := filepath.Glob(filepath.Join(literal.Replace(dir), ".*"+PartMark+"*"))
+	for _, part := range parts {
+		err = errors.Join(err, os.Remove(part))
+	}
+	return err
+}
+
 // Remove removes the file at path, if there is one, and what crashes left of writing it.
 func Remove(path string) error {
 	parts, err := filepath.Glob(filepath.Join(literal.Replace(filepath.Dir(path)), literal.Replace("."+filepath.Base(path)+PartMark)+"*"))

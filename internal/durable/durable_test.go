@@ -103,3 +103,25 @@ func TestRemove(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestSweep(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "of *")
+	if err := Sweep(dir); err != nil {
+		t.Errorf("a directory that is not there: %v", err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a", ".a" + PartMark + "1", ".b" + PartMark + "22", "c" + PartMark + "3"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Sweep(dir); err != nil {
+		t.Error(err)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 2 || left[0].Name() != "a" || left[1].Name() != "c"+PartMark+"3" {
+		t.Errorf("left %v, %v", left, err)
+	}
+}
