@@ -64,8 +64,7 @@ func (v *volume) tellLosses(told uint64) bool {
 	if lost == told {
 		return false
 	}
-	for now := v.toldSyncs.Load(); now < lost && !v.toldSyncs.CompareAndSwap(now, lost); {
-		now = v.toldSyncs.Load()
+	for now := v.toldSyncs.Load(); now < lost && !v.toldSyncs.CompareAndSwap(now, lost); now = v.toldSyncs.Load() {
 	}
 	v.stateMu.Lock()
 	remembered := v.state.Lost
