@@ -19,9 +19,9 @@ func newImageCloneCommand(a *app) *cobra.Command {
 		"hayloft image clone debian debian-lab\n  hayloft image clone data data-copy --nonpersistent -d fast", nil)
 	cmd.Long = `Make a new image with the content of another one.
 
-In one datastore the storage does it, copy-on-write where it can: by reflinks (path on xfs and btrfs), a thin snapshot
-(iscsi with a thin pool), a clone of a protected snapshot (rbd). Where it cannot, and between datastores, all bytes are
-copied. "hayloft image show" says which (CLONED FROM). Clones can be cloned again, to any depth; an image that others
+In one datastore the storage does it, copy-on-write where it can: by reflinks (path on xfs and btrfs), a snapshot of a
+logical volume (iscsi, thin or not), a clone of a protected snapshot (rbd). Where it cannot, and between datastores, all
+bytes are copied. "hayloft image show" says which (CLONED FROM). Clones can be cloned again, to any depth; an image that others
 depend on cannot be deleted until these are flattened or deleted. A persistent image is cloned while nobody uses it.`
 	cmd.RunE = a.remote(func(ctx context.Context, c *client.Client, args []string) error {
 		if persistent || nonpersistent {
