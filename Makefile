@@ -4,6 +4,7 @@
 # make test        everything, under 20 minutes
 # make guest       all tests inside the kernel guest, those too that take minutes each
 # make crash       a million random crash points of the block cache (POINTS=n for another number)
+# make shake       a package's tests while threads are held up by chance (PKG=./disk/blockd, COUNT=n, RUN=regexp)
 # make soak        minutes of everything at once with the block cache, every byte compared (MINUTES=n, SOAKFLAGS=-seed=n)
 
 VMS ?= 20
@@ -15,7 +16,7 @@ GO ?= go
 # Root's part of the work, with what it must know of the caller.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo env "HAYLOFT_CACHE=$(HAYLOFT_CACHE)" "CI=$(CI)")
 
-.PHONY: all build demo demo-down check format vet staticcheck unit generate-check test lab-tests guest clean crash soak
+.PHONY: all build demo demo-down check format vet staticcheck unit generate-check test lab-tests guest clean crash shake soak
 
 all: build
 
@@ -76,6 +77,12 @@ lab-tests: bin/golden/build
 	@(while sleep 30; do ps -eo etimes=,comm= | awk '$$2 ~ /\.test$$/ {printf "    ... %s since %d s\n", $$2, $$1}'; done) & ticker=$$!; \
 		trap 'kill $$ticker' EXIT; trap 'exit 1' INT TERM; \
 		$(GO) test -race -vet=off -p 3 -timeout 18m -exec '$(AS_ROOT) HAYLOFT_LAB=1' ./lab/guest ./...
+
+COUNT ?= 5
+RUN ?= .
+shake: bin/shake
+	@$(if $(PKG),,echo "make shake: PKG=package is needed"; exit 2)
+	@$(GO) test -race -vet=off -p 1 -count=$(COUNT) -run '$(RUN)' -timeout 60m -exec '$(AS_ROOT) HAYLOFT_LAB=1 $(CURDIR)/bin/shake' $(PKG)
 
 guest:
 	@lab/packages.sh test

@@ -140,7 +140,7 @@ func (d *Driver) reap(pid int) {
 func (d *Driver) resume(ctx context.Context, dom *domain, p *process) error {
 	dial, cancel := context.WithTimeout(ctx, dialLimit)
 	defer cancel()
-	client, err := qmp.Dial(dial, dom.rec.path(qmpSocket))
+	client, err := qmp.Dial(dial, dom.record().path(qmpSocket))
 	if err != nil {
 		return err
 	}
