@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -26,8 +25,8 @@ import (
 const (
 	program    = "qemu-storage-daemon"
 	exportName = "disk"
-	quitLimit  = 5 * time.Second // storage that answers lets go in far less
-	stderrTail = 2048            // bytes
+	quitLimit  = 10 * time.Second // storage that answers lets go in far less
+	stderrTail = 2048             // bytes
 )
 
 // daemon is one child with one node, exported.
@@ -134,8 +133,8 @@ func startDaemon(ctx context.Context, o Options) (*daemon, error) {
 	}
 	switch {
 	case ctx.Err() != nil:
-		err = fault.Errorf(fault.Unavailable, "the storage did not let itself be opened in time: %w%s", ctx.Err(), d.said())
-	case d.process != nil && d.diedSoon():
+		err = fault.Errorf(fault.Unavailable, "the storage did not let itself be opened in time: %w%s", context.Cause(ctx), d.said())
+	case d.process != nil && d.diedOf(err):
 		err = fault.Errorf(fault.Unavailable, "%w", d.why())
 	}
 	d.kill()
@@ -143,15 +142,16 @@ func startDaemon(ctx context.Context, o Options) (*daemon, error) {
 	return nil, err
 }
 
-// diedSoon is for a broken connection to the child, which may be a little older than its end.
-func (d *daemon) diedSoon() bool {
-	if d.monitor != nil {
+// diedOf says whether the child has ended, which is why err came. A connection to it that broke may be a little older than
+// its end: that is waited for.
+func (d *daemon) diedOf(err error) bool {
+	if r := (*refusal)(nil); errors.As(err, &r) || !fault.Is(err, fault.Unavailable) {
 		return d.isDead()
 	}
 	select {
 	case <-d.dead:
 		return true
-	case <-time.After(time.Second):
+	case <-time.After(d.patience):
 		return false
 	}
 }
@@ -185,12 +185,12 @@ func (d *daemon) spawn(ctx context.Context, s *supplies) error {
 	go func() {
 		runtime.LockOSThread() // the child ends with the thread that made it
 		defer runtime.UnlockOSThread()
-		defer close(d.dead)
+		defer d.cancel()    // ends requests, which then look
+		defer close(d.dead) // here
 		err := cmd.Start()
 		begun <- err
 		if err == nil {
 			d.status = cmd.Wait()
-			d.cancel()
 		}
 	}()
 	if err := <-begun; err != nil {
@@ -247,8 +247,12 @@ func (d *daemon) open(ctx context.Context, s *supplies, options any, o Options) 
 		}
 	}
 	for _, secret := range s.secrets {
-		if err := d.monitor.run(ctx, "object-add", secret, nil); err != nil {
+		err := d.monitor.run(ctx, "object-add", secret, nil)
+		if r := (*refusal)(nil); errors.As(err, &r) {
 			return fault.Errorf(fault.Invalid, "secret: %w", err)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	if err := d.monitor.run(ctx, "blockdev-add", options, nil); err != nil {
@@ -368,9 +372,6 @@ func (d *daemon) end() {
 func classOf(err error) fault.Class {
 	var r *refusal
 	if !errors.As(err, &r) {
-		if errors.Is(err, io.EOF) {
-			return fault.Unavailable
-		}
 		return fault.ClassOf(err)
 	}
 	text := strings.ToLower(r.Description)

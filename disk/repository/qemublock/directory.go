@@ -17,6 +17,8 @@ const (
 
 const dirPrefix = "hayloft-qemublock-"
 
+const tries = 20 // to have a directory before another one's sweep has it
+
 // private is a directory that only one child and its owner can enter. It is locked for as long as its owner lives, so
 // that what a killed one left can be told from what is in use.
 type private struct {
@@ -37,7 +39,7 @@ func place() string {
 
 func newPrivate(in string) (*private, error) {
 	sweep(in)
-	for range 3 {
+	for range tries {
 		path, err := os.MkdirTemp(in, dirPrefix)
 		if err != nil {
 			return nil, err
@@ -65,11 +67,28 @@ func lockDir(path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		err = still(path, f)
+	}
+	if err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// still is an error when path is not what f is any more: who had the lock before has removed it.
+func still(path string, f *os.File) error {
+	opened, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	there, err := os.Lstat(path)
+	if err == nil && !os.SameFile(opened, there) {
+		err = os.ErrNotExist
+	}
+	return err
 }
 
 func (p *private) remove() error {

@@ -52,14 +52,24 @@ func newMonitor(ctx context.Context, conn net.Conn) (*monitor, error) {
 // bound ends what waits for the connection when ctx ends.
 func (m *monitor) bound(ctx context.Context) (stop func()) {
 	_ = m.conn.SetDeadline(time.Time{})
-	end := context.AfterFunc(ctx, func() { _ = m.conn.SetDeadline(time.Unix(1, 0)) })
-	return func() { end() }
+	ended := make(chan struct{})
+	end := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		_ = m.conn.SetDeadline(time.Unix(1, 0))
+	})
+	return func() {
+		if !end() {
+			<-ended // or it would end the next command
+		}
+	}
 }
 
 func (m *monitor) receive() (message, error) {
 	var r message
-	err := m.in.Decode(&r)
-	return r, err
+	if err := m.in.Decode(&r); err != nil {
+		return r, fault.Errorf(fault.Unavailable, "%s: its monitor: %w", program, err)
+	}
+	return r, nil
 }
 
 // run executes a command and, when after is not "", waits for the event that follows it. result may be nil.
@@ -82,7 +92,7 @@ func (m *monitor) execute(command string, arguments, result any, after ...string
 		return err
 	}
 	if _, err := m.conn.Write(append(text, '\n')); err != nil {
-		return err
+		return fault.Errorf(fault.Unavailable, "%s: its monitor: %w", program, err)
 	}
 	answered := false
 	for !answered || len(after) > 0 {

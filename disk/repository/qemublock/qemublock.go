@@ -107,7 +107,9 @@ func Open(ctx context.Context, o Options) (*Disk, error) {
 	}
 	d.used.Store(time.Now().UnixNano())
 	if !o.Writable {
+		d.mu.Lock() // sleep waits for it
 		d.idle = time.AfterFunc(o.Idle, d.sleep)
+		d.mu.Unlock()
 	}
 	return d, nil
 }
@@ -118,7 +120,8 @@ func (d *Disk) errorf(class fault.Class, format string, args ...any) error {
 
 // start makes a child. The caller holds mu, or is the only one.
 func (d *Disk) start(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, d.options.Limit)
+	late := fmt.Errorf("%w of %v", context.DeadlineExceeded, d.options.Limit)
+	ctx, cancel := context.WithTimeoutCause(ctx, d.options.Limit, late)
 	defer cancel()
 	d.begun = time.Now()
 	child, err := startDaemon(ctx, d.options)

@@ -60,6 +60,7 @@ func (d *Disk) resize(size int64) error {
 	fail := func(err error) error {
 		err = d.explain(child, ctx, err)
 		child.kill() // in the middle of it nobody knows what there is
+		<-child.dead // nor may anybody use it, who finds no connection
 		return err
 	}
 	if err := child.unexport(ctx); err != nil {
