@@ -16,7 +16,6 @@ import (
 	"hayloft/cloud/fault"
 	"hayloft/image/archive"
 	"hayloft/internal/command"
-	"hayloft/internal/undo"
 )
 
 const (
@@ -130,15 +129,21 @@ func store(ctx context.Context, to Target, name string, fill func(Writer) (*Inde
 	return info, nil
 }
 
-// Publish commits a written object together with its index, or aborts both.
-func Publish(ctx context.Context, to Target, name string, w Writer, index *Index) (err error) {
-	var back undo.Stack
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, back.Run())
-		}
-	}()
-	back.Push(w.Abort)
+// Publish commits a written object together with its index, or aborts both. A Commit whose caller has left, as ctx ended, may
+// succeed all the same: then both stay.
+func Publish(ctx context.Context, to Target, name string, w Writer, index *Index) error {
+	if err := writeIndex(ctx, to, name, index); err != nil {
+		return errors.Join(err, w.Abort())
+	}
+	err := w.Commit(ctx)
+	if err == nil {
+		return nil
+	}
+	return errors.Join(err, w.Abort(), withdrawIndex(context.WithoutCancel(ctx), to, name))
+}
+
+// writeIndex puts an index beside an object that is being written, in the place of one that a crash left.
+func writeIndex(ctx context.Context, to Target, name string, index *Index) error {
 	beside, err := to.Create(ctx, IndexName(name))
 	if fault.Is(err, fault.Exists) {
 		if err = to.Delete(ctx, IndexName(name)); err == nil {
@@ -148,15 +153,33 @@ func Publish(ctx context.Context, to Target, name string, w Writer, index *Index
 	if err != nil {
 		return err
 	}
-	back.Push(beside.Abort)
-	if _, err := beside.WriteAt(index.Marshal(), 0); err != nil {
+	if _, err = beside.WriteAt(index.Marshal(), 0); err == nil {
+		err = beside.Commit(ctx)
+	}
+	if err != nil { // of a Commit, it may be there
+		return errors.Join(err, beside.Abort(), deleteIndex(context.WithoutCancel(ctx), to, name))
+	}
+	return nil
+}
+
+func deleteIndex(ctx context.Context, to Target, name string) error {
+	if err := to.Delete(ctx, IndexName(name)); !fault.Is(err, fault.NotFound) {
 		return err
 	}
-	if err := beside.Commit(ctx); err != nil {
+	return nil
+}
+
+// withdrawIndex takes back the index of an object whose writer has ended, unless the object is there. It holds the name
+// meanwhile, so that it is not the index of the next writer.
+func withdrawIndex(ctx context.Context, to Target, name string) error {
+	held, err := to.Create(ctx, name)
+	if fault.Is(err, fault.Exists) || fault.Is(err, fault.Busy) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
-	back.Push(func() error { return to.Delete(context.WithoutCancel(ctx), IndexName(name)) })
-	return w.Commit(ctx)
+	return errors.Join(deleteIndex(ctx, to, name), held.Abort())
 }
 
 // chooseFormat decides by content; type and hint may only narrow it.

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -311,6 +312,58 @@ func TestCancelledImportLeavesNothing(t *testing.T) {
 		t.Fatal("went on")
 	}
 	empty(t, dir)
+}
+
+// leaving is a repository whose callers leave while an object is committed: with done, it has been by then.
+type leaving struct {
+	image.Target
+	name string
+	done bool
+}
+
+func (l leaving) Create(ctx context.Context, name string) (image.Writer, error) {
+	w, err := l.Target.Create(ctx, name)
+	if name == l.name && err == nil {
+		return leaver{w, l.done}, nil
+	}
+	return w, err
+}
+
+type leaver struct {
+	image.Writer
+	done bool
+}
+
+func (l leaver) Commit(ctx context.Context) error {
+	if l.done {
+		if err := l.Writer.Commit(ctx); err != nil {
+			return err
+		}
+	}
+	return context.Canceled
+}
+
+// TestLeftWhileItIsCommitted: an object has its index, whatever its writer has heard of it, and there is no index without one.
+func TestLeftWhileItIsCommitted(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		done bool
+		want []string
+	}{{"a", true, []string{"a", "a.idx"}}, {"a", false, nil}, {"a.idx", true, nil}, {"a.idx", false, nil}} {
+		repo, dir := newRepository(t)
+		_, err := image.Import(t.Context(), image.ImportOptions{Source: write(t, "a", noise(1<<20)), Type: image.OS, To: leaving{repo, c.name, c.done}, Name: "a"})
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("%+v: %v", c, err)
+		}
+		var there []string
+		entries, err := os.ReadDir(dir)
+		for _, e := range entries {
+			there = append(there, e.Name())
+		}
+		if err != nil || !slices.Equal(there, c.want) {
+			t.Errorf("%+v: there are %q, %v", c, there, err)
+		}
+	}
 }
 
 func run(t *testing.T, name string, args ...string) string {
