@@ -3,7 +3,9 @@ package bridge
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -22,16 +24,31 @@ func (d *Driver) link(name string) (netlink.Link, error) {
 	return link, nil
 }
 
-// all lists every link, again when the list changed while it was read.
+// all lists every link.
 func (d *Driver) all() ([]netlink.Link, error) {
-	for range 20 {
-		links, err := d.links.LinkList()
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return links, err
+	links, err := whole(d.links.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list of links: %w", err)
+	}
+	return links, nil
+}
+
+// whole asks for a list again when links or addresses, of anybody's, changed while it was read: the kernel then says that
+// it may be incomplete.
+func whole[T any](list func() ([]T, error)) ([]T, error) {
+	for began := time.Now(); ; time.Sleep(rand.N(listAgain)) {
+		all, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || time.Since(began) > listLimit {
+			return all, err
 		}
 	}
-	return nil, fmt.Errorf("list of links: %w", netlink.ErrDumpInterrupted)
 }
+
+// Between two attempts to read a list, at most, and for how long it is tried.
+const (
+	listAgain = 5 * time.Millisecond
+	listLimit = 30 * time.Second
+)
 
 // remove deletes a link; one that is gone already is fine. It uses a socket of its own: the kernel answers only
 // after all readers of the link are done, about 20 ms, and such waits of several links overlap.

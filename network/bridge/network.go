@@ -109,7 +109,7 @@ func (d *Driver) converge(link netlink.Link, n network.Network) error {
 }
 
 func (d *Driver) address(link netlink.Link, n network.Network) error {
-	have, err := d.links.AddrList(link, netlink.FAMILY_ALL)
+	have, err := whole(func() ([]netlink.Addr, error) { return d.links.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("bridge %s: addresses: %w", n.Bridge, err)
 	}

@@ -3,12 +3,17 @@ package bridge
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"hayloft/cloud/fault"
 	"hayloft/network"
@@ -113,6 +118,48 @@ func TestForeignThingsStay(t *testing.T) {
 	})
 }
 
+// Links of others come and go while the addresses of a bridge are looked at.
+func TestEnsureWhileLinksComeAndGo(t *testing.T) {
+	isolated(t, func(t *testing.T) {
+		d, ctx := newDriver(t), context.Background()
+		check(t, d.Ensure(ctx, barn))
+		lo, err := netlink.LinkByName("lo")
+		check(t, err)
+		for i := range 600 { // more than the kernel tells at a time
+			addr, err := netlink.ParseAddr(fmt.Sprintf("10.9.%d.%d/32", i/250, i%250+1))
+			check(t, err)
+			check(t, netlink.AddrAdd(lo, addr))
+		}
+		stop := make(chan struct{})
+		var group sync.WaitGroup
+		for i := range 2 {
+			group.Go(func() {
+				link := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs()}
+				for link.Name = fmt.Sprint("theirs", i); ; {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					if err := errors.Join(netlink.LinkAdd(link), netlink.LinkDel(link)); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		for range 20 {
+			if err := d.Ensure(ctx, barn); err != nil {
+				t.Error(err)
+				break
+			}
+		}
+		close(stop)
+		group.Wait()
+		check(t, d.Release(ctx, barn))
+	})
+}
+
 func TestUplinkIsEnslavedAndLetGo(t *testing.T) {
 	isolated(t, func(t *testing.T) {
 		d, ctx := newDriver(t), context.Background()
@@ -168,13 +215,13 @@ func TestMasqueradeHidesTheNetwork(t *testing.T) {
 		})
 		defer caller.Close()
 		// Said until it is heard: the kernel drops what a link that is not up yet would carry.
-		var size int
 		var from net.Addr
+		var size int
 		buffer := make([]byte, 64)
 		for deadline := time.Now().Add(patience); ; {
 			_, _ = caller.Write([]byte("hello")) // may report that an earlier one found nobody
 			check(t, listener.SetReadDeadline(time.Now().Add(200*time.Millisecond)))
-			if size, from, err = listener.ReadFrom(buffer); err == nil || time.Now().After(deadline) {
+			if _, from, err = listener.ReadFrom(buffer); err == nil || time.Now().After(deadline) {
 				break
 			}
 		}
@@ -182,10 +229,15 @@ func TestMasqueradeHidesTheNetwork(t *testing.T) {
 		if host, _, _ := net.SplitHostPort(from.String()); host != "192.0.2.1" {
 			t.Errorf("the outside sees %s", from)
 		}
-		_, err = listener.WriteTo(buffer[:size], from)
-		check(t, err)
-		check(t, caller.SetReadDeadline(time.Now().Add(patience)))
-		if size, err = caller.Read(buffer); err != nil || string(buffer[:size]) != "hello" {
+		for deadline := time.Now().Add(patience); ; {
+			_, err = listener.WriteTo([]byte("answer"), from)
+			check(t, err)
+			check(t, caller.SetReadDeadline(time.Now().Add(200*time.Millisecond)))
+			if size, err = caller.Read(buffer); err == nil || time.Now().After(deadline) {
+				break
+			}
+		}
+		if err != nil || string(buffer[:size]) != "answer" {
 			t.Errorf("answer: %q, %v", buffer[:size], err)
 		}
 

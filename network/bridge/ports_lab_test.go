@@ -225,19 +225,24 @@ func TestOnePortPluggedManyTimesAtOnce(t *testing.T) {
 	isolated(t, func(t *testing.T) {
 		d, ctx := newDriver(t), context.Background()
 		check(t, d.Ensure(ctx, barn))
-		results := make(chan error, 8)
+		type result struct {
+			tap *os.File
+			err error
+		}
+		results := make(chan result, 8)
 		for range cap(results) {
 			go func() {
-				_, err := d.Plug(ctx, barn, tapPort(1)) // the tap stays open until the process ends
-				results <- err
+				tap, err := d.Plug(ctx, barn, tapPort(1))
+				results <- result{tap, err}
 			}()
 		}
 		won := 0
 		for range cap(results) {
-			if err := <-results; err == nil {
+			if r := <-results; r.err == nil {
 				won++
-			} else if !fault.Is(err, fault.Busy) {
-				t.Errorf("loser: %v", err)
+				defer r.tap.Close() // not before all have tried: the collector of garbage would do it too
+			} else if !fault.Is(r.err, fault.Busy) {
+				t.Errorf("loser: %v", r.err)
 			}
 		}
 		have, err := d.rules.has("one-1-0")
