@@ -141,6 +141,8 @@ func clearDevice(n int, path, tag string) error {
 	}
 	switch {
 	case isDead(err) && isOn(n, path):
+	case isDead(err):
+		return fault.Errorf(fault.WrongState, "is on %s, of a file system that is dead", backingOf(n))
 	case err != nil:
 		return err
 	case name != mark+tag:

@@ -11,6 +11,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -23,8 +24,8 @@ import (
 const (
 	mark        = "hayloft:" // before each tag
 	maxTag      = unix.LO_NAME_SIZE - 1 - len(mark)
-	attachLimit = 10 * time.Second
-	detachLimit = 10 * time.Second
+	attachLimit = time.Minute // hosts can be very busy
+	detachLimit = time.Minute
 	interval    = 5 * time.Millisecond
 )
 
@@ -69,7 +70,31 @@ func attach(ctx context.Context, path string, o Options) (string, error) {
 	case !fault.Is(err, fault.NotFound):
 		return "", err
 	}
-	return apart.Do(ctx, func() (string, error) { return attachFree(ctx, path, o) })
+	const (
+		undecided = iota
+		handed    // the device is the caller's
+		givenUp   // ctx ended before that: it is nobody's
+	)
+	var (
+		fate     atomic.Int32
+		attached string // once it is handed
+	)
+	device, err := apart.Do(ctx, func() (string, error) {
+		device, err := attachFree(ctx, path, o)
+		if err != nil {
+			return "", err
+		}
+		attached = device
+		if fate.CompareAndSwap(undecided, handed) {
+			return device, nil
+		}
+		n, err := numberOf(device)
+		return "", errors.Join(ended(ctx), err, clearDevice(n, path, o.Tag))
+	})
+	if err != nil && !fate.CompareAndSwap(undecided, givenUp) {
+		return attached, nil
+	}
+	return device, err
 }
 
 // attachFree does it. It waits for who serves the file, which may be this process.
@@ -211,7 +236,7 @@ func ReleaseDead(ctx context.Context, dir string) error {
 
 // Detach frees a device when it has this tag, and waits until it is free; it does nothing when it is attached to
 // nothing. One on a file of a dead file system cannot tell its tag: it is freed when it is on that at path. Errors: fault.WrongState when it has another tag or none of ours, fault.Busy when somebody has it open for
-// longer than ctx and 10 seconds allow: it is freed then by the last who closes it.
+// longer than ctx and a minute allow: it is freed then by the last who closes it.
 func Detach(ctx context.Context, device, path, tag string) error {
 	if err := detach(ctx, device, path, tag); err != nil {
 		return fmt.Errorf("loop device %s (%q): %w", device, tag, err)
