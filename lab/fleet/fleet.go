@@ -119,7 +119,7 @@ func (f *Fleet) endUp() error {
 	_ = f.up.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-f.ended:
-	case <-time.After(time.Minute):
+	case <-time.After(2 * time.Minute):
 		_ = f.up.Process.Kill()
 		<-f.ended
 	}

@@ -2,8 +2,8 @@ package fleet
 
 import (
 	"context"
+	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -87,8 +87,7 @@ func TestShapeFits(t *testing.T) {
 // TestSite makes a site with everything that a run makes, sees it all, and sees nothing after Close.
 func TestSite(t *testing.T) {
 	labtest.Root(t, "sleep")
-	defer goleak.VerifyNone(t)
-	before, _ := os.ReadDir("/proc/self/task")
+	defer eventually(t, "no goroutines", func() error { return goleak.Find() })
 	s, err := NewSite("test", t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -116,6 +115,9 @@ func TestSite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if n := threadsIn(s.Namespace); n < probeThreads {
+		t.Errorf("%d threads in the namespace, want %d that probe at least", n, probeThreads)
+	}
 	checks, err := leftoversNow(s.before, s.record)
 	if err != nil {
 		t.Fatal(err)
@@ -140,8 +142,36 @@ func TestSite(t *testing.T) {
 	if checks, err = s.Leftovers(); err != nil || len(Found(checks)) > 0 {
 		t.Errorf("after Close: %v, %q", err, Found(checks))
 	}
-	if after, _ := os.ReadDir("/proc/self/task"); len(after) > len(before)+8 {
-		t.Errorf("%d threads, %d before", len(after), len(before))
+	eventually(t, "no threads in the namespace", func() error {
+		if n := threadsIn(s.Namespace); n > 0 {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
+}
+
+// threadsIn counts the threads of this process that are in a network namespace.
+func threadsIn(n *Namespace) (count int) {
+	links, _ := filepath.Glob("/proc/self/task/*/ns/net")
+	for _, link := range links {
+		if inode, err := inodeOf(link); err == nil && inode == n.Inode { // one that has just ended is nowhere
+			count++
+		}
+	}
+	return count
+}
+
+func eventually(t *testing.T, what string, try func() error) {
+	t.Helper()
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			t.Errorf("%s: %v", what, err)
+			return
+		}
 	}
 }
 

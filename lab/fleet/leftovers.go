@@ -42,9 +42,9 @@ type snapshot struct {
 // look takes the snapshot in the network namespace of this process.
 func look() (snapshot, error) {
 	s := snapshot{taken: true, links: map[string]bool{}, tables: map[string]bool{}}
-	links, err := netlink.LinkList()
+	links, err := allLinks()
 	if err != nil {
-		return s, fmt.Errorf("links: %w", err)
+		return s, err
 	}
 	for _, l := range links {
 		s.links[linkKey(l)] = true
@@ -54,6 +54,19 @@ func look() (snapshot, error) {
 		s.tables[t] = true
 	}
 	return s, err
+}
+
+// allLinks lists every link, again when the list changed while it was read: others make links too.
+func allLinks() ([]netlink.Link, error) {
+	for end := time.Now().Add(settle); ; {
+		links, err := netlink.LinkList()
+		if err == nil {
+			return links, nil
+		}
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || time.Now().After(end) {
+			return nil, fmt.Errorf("links: %w", err)
+		}
+	}
 }
 
 func linkKey(l netlink.Link) string { return fmt.Sprint(l.Attrs().Index, " ", l.Attrs().Name) }
@@ -77,7 +90,7 @@ func ruleTables() ([]string, error) {
 func (s *Site) Leftovers() ([]Check, error) { return leftovers(s.before, s.record) }
 
 // settle is how long what ends by itself, as the last references to a namespace, is waited for.
-const settle = 20 * time.Second
+const settle = 2 * time.Minute
 
 func leftovers(before snapshot, r record) ([]Check, error) {
 	for end := time.Now().Add(settle); ; {
@@ -151,7 +164,7 @@ func bears(environment, name string) bool {
 
 // leftLinks are links of the machine's own network that bear the name, and bridges, taps and veths that are new.
 func leftLinks(before snapshot, name string) ([]string, error) {
-	links, err := netlink.LinkList()
+	links, err := allLinks()
 	if err != nil {
 		return nil, err
 	}

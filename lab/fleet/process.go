@@ -112,21 +112,6 @@ func lineage() []int {
 	return pids
 }
 
-// children of a process.
-func children(pid int) []int {
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	var pids []int
-	for _, task := range tasks {
-		text, _ := os.ReadFile(task)
-		for _, word := range strings.Fields(string(text)) {
-			if child, err := strconv.Atoi(word); err == nil {
-				pids = append(pids, child)
-			}
-		}
-	}
-	return pids
-}
-
 // mountPoints are those of this process's mount namespace, in the order of mounting.
 func mountPoints() ([]string, error) {
 	text, err := os.ReadFile("/proc/self/mountinfo")

@@ -35,18 +35,23 @@ type record struct {
 func (r record) path() string { return filepath.Join(recordDir, r.Name+".json") }
 
 func (r record) write() error {
-	if err := os.MkdirAll(recordDir, 0o700); err != nil {
-		return err
-	}
 	text, err := json.MarshalIndent(r, "", "\t")
 	if err != nil {
 		return err
 	}
 	temp := r.path() + ".new"
-	if err := os.WriteFile(temp, append(text, '\n'), 0o600); err != nil {
-		return err
+	for {
+		err := os.WriteFile(temp, append(text, '\n'), 0o600)
+		if err == nil {
+			return os.Rename(temp, r.path())
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		if err := os.MkdirAll(recordDir, 0o700); err != nil { // the last run of another program has just removed it
+			return err
+		}
 	}
-	return os.Rename(temp, r.path())
 }
 
 func (r record) remove() error {
@@ -72,6 +77,9 @@ func Runs(kind string, kept bool) ([]Stale, error) {
 	var runs []Stale
 	for _, file := range files {
 		text, err := os.ReadFile(file)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // a run of another program has just ended
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -90,8 +98,8 @@ func Runs(kind string, kept bool) ([]Stale, error) {
 // Name is the name of the run.
 func (s Stale) Name() string { return s.record.Name }
 
-// takeDownLimit bounds the orderly way down of a run.
-const takeDownLimit = 90 * time.Second
+// takeDownLimit bounds the orderly way down of a run, which gives its machines two minutes.
+const takeDownLimit = 4 * time.Minute
 
 // TakeDown ends the run in order, and by force what does not follow, and returns what was checked then.
 func (s Stale) TakeDown(ctx context.Context) ([]Check, error) {

@@ -72,7 +72,7 @@ func NewSite(kind, dir string) (*Site, error) {
 }
 
 // closeLimit bounds taking by force what has not gone by itself.
-const closeLimit = 90 * time.Second
+const closeLimit = 3 * time.Minute
 
 // Close takes everything of the site away, by force what is still there: processes in the namespace or with
 // the site's directory in their command line, control groups, mounts, files.

@@ -9,8 +9,11 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"hayloft/cloud/fault"
 	"hayloft/hypervisor/cgroup"
+	"hayloft/internal/children"
 )
 
 // ticksPerSecond is the unit of processor times in /proc (USER_HZ, the same on all of Linux's platforms here).
@@ -44,9 +47,9 @@ func (u Usage) Hayloft() float64 {
 // Usage measures.
 func (f *Fleet) Usage() (Usage, error) {
 	u := Usage{At: time.Now()}
-	for _, pid := range append([]int{f.up.Process.Pid}, children(f.up.Process.Pid)...) {
+	for _, pid := range append([]int{f.up.Process.Pid}, children.Of(f.up.Process.Pid)...) {
 		p, err := processUsage(pid)
-		if errors.Is(err, os.ErrNotExist) {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 			continue // it is being started again
 		}
 		if err != nil {
@@ -153,7 +156,8 @@ func HostSeconds() (float64, error) {
 func (s *Site) QEMUs() []int {
 	var pids []int
 	for _, p := range processes() {
-		if p.netns == s.Namespace.Inode && strings.HasPrefix(filepath.Base(strings.Fields(p.line)[0]), "qemu-system") {
+		program, _, _ := strings.Cut(p.line, " ")
+		if p.netns == s.Namespace.Inode && strings.HasPrefix(filepath.Base(program), "qemu-system") {
 			pids = append(pids, p.pid)
 		}
 	}
