@@ -3,18 +3,16 @@
 package sshlab
 
 import (
-	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/pem"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -40,7 +38,10 @@ type Server struct {
 
 	dir     string
 	program string
-	cmd     *exec.Cmd
+
+	mu     sync.Mutex
+	main   *process   // sshd itself; nil before the first start
+	halted []*process // by Stop or StopConnections
 }
 
 // Start starts sshd with further lines of configuration, which come before its own and so win. It ends with the
@@ -120,11 +121,12 @@ func (s *Server) Restart() error {
 		return err
 	}
 	defer log.Close()
-	s.cmd = exec.Command(s.program, "-D", "-e", "-f", s.dir+"/sshd_config")
-	s.cmd.Stdout, s.cmd.Stderr = log, log
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd := exec.Command(s.program, "-D", "-e", "-f", s.dir+"/sshd_config")
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	begun, ended := make(chan error), make(chan struct{})
-	go func(cmd *exec.Cmd) { // ends with sshd, at Kill
+	var main *process
+	go func() { // ends with sshd, at Kill
 		// sshd ends with the thread that made it. Never unlocked: the thread ends with the goroutine.
 		runtime.LockOSThread()
 		defer close(ended)
@@ -132,19 +134,29 @@ func (s *Server) Restart() error {
 		if err == nil {
 			err = cmd.Start()
 		}
+		if err == nil {
+			main, err = openProcess(cmd.Process.Pid) // before it is waited for: its number is its own until then
+			if err != nil {
+				_ = cmd.Process.Kill()
+				_ = cmd.Wait()
+			}
+		}
 		begun <- err
 		if err == nil {
 			_ = cmd.Wait()
 		}
-	}(s.cmd)
+	}()
 	if err := <-begun; err != nil {
 		return err
 	}
-	for limit := time.Now().Add(2 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", s.Port))
-		if err == nil {
-			return c.Close()
-		}
+	s.mu.Lock()
+	if s.main != nil {
+		s.main.dir.Close()
+	}
+	s.main = main
+	s.mu.Unlock()
+	// No connection is made to find out: sshd would go on with that one for a while.
+	for limit := time.Now().Add(patience); !main.listens(); time.Sleep(5 * time.Millisecond) {
 		select {
 		case <-ended:
 			return fmt.Errorf("sshd does not start: %s", s.Log())
@@ -152,88 +164,106 @@ func (s *Server) Restart() error {
 		}
 		if time.Now().After(limit) {
 			s.Kill()
-			return fmt.Errorf("sshd does not answer: %s", s.Log())
+			return fmt.Errorf("sshd does not listen: %s", s.Log())
 		}
+	}
+	return nil
+}
+
+// patience ends a hang; nothing here takes nearly as long.
+const patience = 2 * time.Minute
+
+// Kill ends sshd and all its connections at once, what ran over them included, as a power cut of its host does: none of
+// them gets to see the end of another. They have ended when it returns.
+func (s *Server) Kill() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.main != nil {
+		end(append(s.halted, halt([]*process{s.main})...))
+		s.main, s.halted = nil, nil
 	}
 }
 
-// Kill ends sshd and all its connections at once, what ran over them included, as a power cut of its host does.
-func (s *Server) Kill() {
-	all := s.tree()
-	signal(all[:1], unix.SIGSTOP) // forks no more
-	signal(s.tree(), unix.SIGKILL)
-	waitGone(all)
-}
-
-// KillConnections ends the connections that there are; new ones are accepted.
+// KillConnections ends the connections that there are, as Kill does; new ones are accepted.
 func (s *Server) KillConnections() {
-	all := s.tree()[1:]
-	signal(all, unix.SIGKILL)
-	waitGone(all)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.main != nil {
+		end(halt(s.main.children()))
+	}
 }
 
-// StopConnections makes the connections that there are hang; new ones are accepted.
-func (s *Server) StopConnections() { signal(s.tree()[1:], unix.SIGSTOP) }
+// StopConnections makes the connections that there are hang; new ones are accepted. When it returns they hang.
+func (s *Server) StopConnections() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.main != nil {
+		s.halted = append(s.halted, halt(s.main.children())...)
+	}
+}
 
 // Stop makes the server hang: it and what runs over its connections. The kernel goes on taking what fits into its buffers.
-func (s *Server) Stop() { signal(s.tree(), unix.SIGSTOP) }
+// When it returns they hang.
+func (s *Server) Stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.main != nil {
+		s.halted = append(s.halted, halt([]*process{s.main})...)
+	}
+}
 
-// Continue takes Stop back.
-func (s *Server) Continue() { signal(s.tree(), unix.SIGCONT) }
+// Continue takes Stop and StopConnections back.
+func (s *Server) Continue() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range slices.Backward(s.halted) { // children first: they don't find out that they were stopped
+		p.signal(unix.SIGCONT)
+		if p != s.main {
+			p.dir.Close()
+		}
+	}
+	s.halted = nil
+}
 
 // Connections counts the connections that are logged in or about to.
-func (s *Server) Connections() int { return len(children(s.cmd.Process.Pid)) }
+func (s *Server) Connections() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.main == nil {
+		return 0
+	}
+	all := s.main.children()
+	defer closeAll(all)
+	n := 0
+	for _, p := range all {
+		if !p.ended() {
+			n++
+		}
+	}
+	return n
+}
+
+// Unread is how many bytes the server's kernel has for what Stop or StopConnections has made hang.
+func (s *Server) Unread() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	inodes := map[string]bool{} // several processes may have the same socket
+	bytes := 0
+	for _, p := range s.halted {
+		for _, socket := range p.sockets() {
+			if !inodes[socket.inode] && socket.state != listening {
+				inodes[socket.inode] = true
+				bytes += socket.unread
+			}
+		}
+	}
+	return bytes
+}
 
 // Log is what sshd has said.
 func (s *Server) Log() string {
 	b, _ := os.ReadFile(s.dir + "/log")
 	return string(b)
-}
-
-// tree is sshd and all that it started, itself first.
-func (s *Server) tree() []int {
-	all := []int{s.cmd.Process.Pid}
-	for i := 0; i < len(all); i++ {
-		all = append(all, children(all[i])...)
-	}
-	return all
-}
-
-func children(pid int) []int {
-	var list []int
-	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	for _, file := range threads {
-		b, _ := os.ReadFile(file)
-		for _, f := range bytes.Fields(b) {
-			var child int
-			if _, err := fmt.Sscan(string(f), &child); err == nil {
-				list = append(list, child)
-			}
-		}
-	}
-	return list
-}
-
-func signal(pids []int, s unix.Signal) {
-	for _, pid := range pids {
-		_ = unix.Kill(pid, s)
-	}
-}
-
-// waitGone waits until the processes have ended, which they have been told to.
-func waitGone(pids []int) {
-	for limit := time.Now().Add(time.Minute); time.Now().Before(limit); time.Sleep(2 * time.Millisecond) {
-		alive := false
-		for _, pid := range pids {
-			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-			if i := bytes.LastIndexByte(b, ')'); err == nil && i > 0 && !bytes.HasPrefix(b[i:], []byte(") Z")) {
-				alive = true
-			}
-		}
-		if !alive {
-			return
-		}
-	}
 }
 
 // newKey writes a private key and gives its public part.
