@@ -4,7 +4,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk"
@@ -166,12 +165,13 @@ func TestLateWrites(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.StopConnections()
+		unread := s.Unread()
 		wrote := make(chan error)
 		go func() {
 			_, err := target.WriteAt([]byte(strings.Repeat("old", 1000)), 0)
 			wrote <- err
 		}()
-		time.Sleep(50 * time.Millisecond) // for the request to lie in the server's kernel
+		eventually(t, "the request, into the server's kernel", func() bool { return s.Unread() >= unread+3000 })
 		again, _, err := next.OpenTarget(t.Context(), name, ownerOne)
 		if err != nil {
 			t.Fatal(err)

@@ -157,8 +157,8 @@ func (r *relay) pass(to net.Conn, n int) int {
 	return n
 }
 
-// through gives a repository of s that is reached through the relay, and that gives up early.
-func (r *relay) through(t *testing.T, s *sshlab.Server, dir string) *Repository {
+// through gives a repository of s that is reached through the relay, and that gives up when that has been silent for so long.
+func (r *relay) through(t *testing.T, s *sshlab.Server, dir string, silent time.Duration) *Repository {
 	t.Helper()
 	address := r.listener.Addr().String()
 	known := t.TempDir() + "/known"
@@ -167,11 +167,11 @@ func (r *relay) through(t *testing.T, s *sshlab.Server, dir string) *Repository 
 		t.Fatal(err)
 	}
 	repository, err := Connect(disk.Repository{ID: 7, Path: dir}, remote.Config{Address: "root@" + address, KeyFile: s.KeyFile, KnownHostsFile: known,
-		ConnectLimit: 10 * time.Second, AnswerLimit: 10 * time.Second, KeepAlive: 100 * time.Millisecond, DeadAfter: 4 * time.Second})
+		ConnectLimit: 5 * silent / 2, AnswerLimit: 5 * silent / 2, KeepAlive: 100 * time.Millisecond, DeadAfter: silent})
 	if err != nil {
 		t.Fatal(err)
 	}
-	repository.limits = limits{answer: 10 * time.Second, mark: 20 * time.Second, commit: 40 * time.Second}
+	repository.limits = limits{answer: 5 * silent / 2, mark: 5 * silent, commit: 10 * silent}
 	t.Cleanup(func() { repository.Close() })
 	return repository
 }

@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"hayloft/cloud/fault"
+	"hayloft/disk"
 	"hayloft/disk/repository"
+	"hayloft/internal/remote"
 	"hayloft/lab/sshlab"
 )
 
@@ -67,8 +69,8 @@ func within(t *testing.T, what string, f func()) {
 	go func() { defer close(done); f() }()
 	select {
 	case <-done:
-	case <-time.After(3 * time.Minute):
-		t.Fatalf("%s: does not end", what)
+	case <-time.After(patience + time.Minute):
+		t.Errorf("%s: does not end", what) // not Fatalf: f may be called beside the test
 	}
 }
 
@@ -83,7 +85,7 @@ func TestLineThatFallsSilent(t *testing.T) {
 	whole := open(t, s, dir)
 	put(t, whole, "measured", noise(1000))
 	line.goOn()
-	if err := life(t.Context(), line.through(t, s, dir), "measured", owner); err != nil {
+	if err := life(t.Context(), line.through(t, s, dir, patience), "measured", owner); err != nil {
 		t.Fatal(err)
 	}
 	total := line.bytes()
@@ -96,7 +98,7 @@ func TestLineThatFallsSilent(t *testing.T) {
 		name := fmt.Sprintf("image%d", i)
 		put(t, whole, name, noise(1000))
 		line := newRelay(t, strings.TrimPrefix(s.Host, "root@"))
-		r := line.through(t, s, dir)
+		r := line.through(t, s, dir, 4*time.Second)
 		group.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
@@ -136,7 +138,7 @@ func TestLineThatFallsSilent(t *testing.T) {
 			line.goOn()
 			within(t, name+" afterwards", func() {
 				var err error
-				for limit := time.Now().Add(2 * time.Minute); time.Now().Before(limit); time.Sleep(50 * time.Millisecond) {
+				for limit := time.Now().Add(patience); time.Now().Before(limit); time.Sleep(50 * time.Millisecond) {
 					if err = life(t.Context(), r, name, owner); err == nil {
 						return
 					}
@@ -149,9 +151,10 @@ func TestLineThatFallsSilent(t *testing.T) {
 	if failed.Load() < points/3 {
 		t.Errorf("%d of %d lines that fell silent were noticed", failed.Load(), points)
 	}
-	if left := files(t, dir); strings.Contains(left, ".lock") || strings.Contains(left, ".owner") || strings.Contains(left, ".part") {
-		t.Errorf("left: %s", left)
-	}
+	eventually(t, "tidiness", func() bool { // the server may yet start what came over a line that was hung up
+		left := files(t, dir)
+		return !strings.Contains(left, ".lock") && !strings.Contains(left, ".owner") && !strings.Contains(left, ".part")
+	})
 }
 
 // TestTakenInSpiteOfALoss: an image is taken though the connection ends on the way, wherever that is.
@@ -160,7 +163,7 @@ func TestTakenInSpiteOfALoss(t *testing.T) {
 	dir := t.TempDir()
 	owner := repository.Owner{Host: "here", Machine: 1}
 	line := newRelay(t, strings.TrimPrefix(s.Host, "root@"))
-	r := line.through(t, s, dir)
+	r := line.through(t, s, dir, patience) // each loss is seen, none is waited for
 	put(t, r, "measured", noise(1000))
 	line.goOn()
 	if _, err := r.Own(t.Context(), "measured", owner, 0, 0); err != nil {
@@ -223,7 +226,12 @@ func TestManyComeAtOnce(t *testing.T) {
 	if _, err := other.Read(make([]byte, 1)); err != nil { // sshd has taken it
 		t.Fatal(err)
 	}
-	r := open(t, s, dir)
+	r, err := Connect(disk.Repository{ID: 7, Path: dir}, remote.Config{Address: s.Host, KeyFile: s.KeyFile, KnownHostsFile: s.KnownHostsFile,
+		ConnectLimit: patience})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
 	done := make(chan error, 1)
 	go func() {
 		_, err := r.Stat(t.Context(), "base")
@@ -241,8 +249,8 @@ func TestManyComeAtOnce(t *testing.T) {
 func TestReadersWaitForASync(t *testing.T) {
 	s := sshlab.Start(t)
 	r := open(t, s, t.TempDir())
-	r.limits = limits{answer: 200 * time.Millisecond, mark: time.Minute, commit: time.Minute}
 	put(t, r, "base", noise(64<<10))
+	r.limits = limits{answer: 200 * time.Millisecond, mark: patience, commit: patience}
 	l, release, err := r.connect(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -31,7 +31,10 @@ func (r *Repository) OpenTarget(ctx context.Context, name string, owner reposito
 		t, err = hand(ctx, r, r.limits.mark, func(l *link) (*target, error) {
 			t, err := r.openTarget(ctx, l, name, owner)
 			return t, r.object(l, name, err)
-		}, func(t *target) { _ = t.opened.close() })
+		}, func(t *target) {
+			r.leave(name)
+			_ = t.opened.close()
+		})
 		if err == nil || attempt > 0 || ctx.Err() != nil || !fault.Is(err, fault.Unavailable) || !r.dropped() {
 			break
 		}
@@ -72,6 +75,10 @@ func (r *Repository) openTarget(ctx context.Context, l *link, name string, owner
 	if err != nil {
 		return nil, errors.Join(err, o.close())
 	}
+	// Counted before the mark has our connection's name: or one that is closed just now would take that out again.
+	r.mu.Lock()
+	r.targets[name]++
+	r.mu.Unlock()
 	var t *target
 	err = r.withLock(ctx, l, name, func(l *link) error {
 		m, err := check()
@@ -98,12 +105,21 @@ func (r *Repository) openTarget(ctx context.Context, l *link, name string, owner
 		return nil
 	})
 	if err != nil {
+		r.leave(name)
 		return nil, errors.Join(err, o.close())
 	}
-	r.mu.Lock()
-	r.targets[name]++
-	r.mu.Unlock()
 	return t, nil
+}
+
+// leave counts a target of the object off, and reports whether it was the last.
+func (r *Repository) leave(name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.targets[name]--; r.targets[name] > 0 {
+		return false
+	}
+	delete(r.targets, name)
+	return true
 }
 
 // target implements repository.Target.
@@ -143,13 +159,7 @@ func (t *target) Close() error {
 	if closed {
 		return nil
 	}
-	r.mu.Lock()
-	r.targets[t.name]--
-	last := r.targets[t.name] == 0
-	if last {
-		delete(r.targets, t.name)
-	}
-	r.mu.Unlock()
+	last := r.leave(t.name)
 	return r.on(context.Background(), t.link, r.limits.answer, func() error {
 		defer t.opened.close()
 		select {
@@ -161,6 +171,12 @@ func (t *target) Close() error {
 			return nil
 		}
 		err := r.withLock(context.Background(), t.link, t.name, func(l *link) error {
+			r.mu.Lock()
+			again := r.targets[t.name] > 0
+			r.mu.Unlock()
+			if again { // it was opened meanwhile
+				return nil
+			}
 			m, err := r.held(l, t.name, t.mark.Owner, t.mark.Generation)
 			if err != nil || m.Session != t.session {
 				return nil // another's by now
