@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -72,25 +73,31 @@ func attach(path string) (*os.File, error) {
 		return nil, err
 	}
 	defer control.Close()
-	for range 64 { // others take free ones too
+	for limit := time.Now().Add(2 * time.Minute); time.Now().Before(limit); time.Sleep(time.Millisecond) {
 		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
 			return nil, fmt.Errorf("free loop device: %w", err)
 		}
-		device, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", n), os.O_RDWR, 0)
-		if err != nil {
-			return nil, err
-		}
-		c := unix.LoopConfig{Fd: uint32(file.Fd())}
-		c.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
-		err = unix.IoctlLoopConfigure(int(device.Fd()), &c)
+		device, err := configured(n, file)
 		if err == nil {
 			return device, nil
 		}
-		device.Close()
-		if !errors.Is(err, unix.EBUSY) {
+		if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENXIO) && !errors.Is(err, unix.ENODEV) { // others take free ones too
 			return nil, fmt.Errorf("loop device %d: %w", n, err)
 		}
 	}
 	return nil, errors.New("no free loop device")
+}
+
+func configured(n int, file *os.File) (*os.File, error) {
+	device, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", n), os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	c := unix.LoopConfig{Fd: uint32(file.Fd())}
+	c.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
+	if err := unix.IoctlLoopConfigure(int(device.Fd()), &c); err != nil {
+		return nil, errors.Join(err, device.Close())
+	}
+	return device, nil
 }
