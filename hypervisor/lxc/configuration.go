@@ -42,6 +42,7 @@ func (p paths) olderConsoleLog() string       { return p.consoleLog() + ".1" }
 func containerName(id int) string             { return "vm-" + strconv.Itoa(id) }
 func guestGroup(tree string, id int) string   { return tree + "/" + containerName(id) + "/guest" }
 func monitorGroup(tree string, id int) string { return tree + "/" + containerName(id) + "/monitor" }
+func pivotGroup(tree string, id int) string   { return tree + "/" + containerName(id) + "/end" }
 
 // configuration is the container's file for lxc-start, as in lxc.container.conf(5). The machine has
 // passed check.
@@ -68,6 +69,8 @@ func configuration(m hypervisor.Machine, tree string) string {
 	set("cap.drop", "%s", dropped)
 	set("cgroup.dir.monitor", "%s", monitorGroup(tree, m.ID))
 	set("cgroup.dir.container", "%s", guestGroup(tree, m.ID))
+	// Where a monitor goes that clears up: elsewhere it would not be found before its end.
+	set("cgroup.dir.monitor.pivot", "%s", pivotGroup(tree, m.ID))
 	set("cgroup2.devices.deny", "a")
 	for _, rule := range devices {
 		set("cgroup2.devices.allow", "%s", rule)

@@ -65,7 +65,7 @@ func TestConfiguration(t *testing.T) {
 	for _, line := range []string{
 		"lxc.uts.name = web-1",
 		"lxc.rootfs.path = dir:/var/lib/hayloft/vms/7/lxc/rootfs",
-		"lxc.cgroup.dir.container = hayloft/vm-7/guest",
+		"lxc.cgroup.dir.container = hayloft/vm-7/guest", "lxc.cgroup.dir.monitor.pivot = hayloft/vm-7/end",
 		"lxc.mount.entry = /var/lib/hayloft/vms/7/context context none bind,ro,create=dir 0 0",
 		"lxc.net.0.type = veth", "lxc.net.0.name = eth0", "lxc.net.0.veth.pair = one-7-0", "lxc.net.0.link = br0",
 		"lxc.net.0.hwaddr = 02:00:0a:00:00:01", "lxc.net.0.ipv4.address = 10.0.0.2/24", "lxc.net.0.ipv4.gateway = 10.0.0.1",

@@ -22,11 +22,17 @@ func (d *Driver) ConsoleLog(_ context.Context, id int, limit int) ([]byte, error
 		return nil, err
 	}
 	p := pathsOf(r.Machine)
-	text := readTail(p.consoleLog(), int64(max(0, limit)))
-	if len(text) < limit {
-		text = append(readTail(p.olderConsoleLog(), int64(limit-len(text))), text...)
+	for {
+		before, _ := os.Stat(p.consoleLog())
+		text := readTail(p.consoleLog(), int64(max(0, limit)))
+		if len(text) < limit {
+			text = append(readTail(p.olderConsoleLog(), int64(limit-len(text))), text...)
+		}
+		// When lxc has moved it meanwhile, what was read may be there twice or not at all.
+		if after, _ := os.Stat(p.consoleLog()); before == nil || after == nil || os.SameFile(before, after) {
+			return text, nil
+		}
 	}
-	return text, nil
 }
 
 // console is one reader: it follows the console's log and writes to the console's terminal. lxc's own way,
@@ -111,8 +117,9 @@ func (c *console) Read(p []byte) (int, error) {
 			c.mu.Unlock()
 			return 0, io.EOF
 		}
+		moved := c.moved() // before it is read, so that nothing is written to it after its last Read
 		n, _ := c.log.Read(p)
-		rotated := n == 0 && c.rotate()
+		rotated := n == 0 && moved && c.rotate()
 		c.mu.Unlock()
 		switch {
 		case n > 0 || len(p) == 0:
@@ -127,16 +134,18 @@ func (c *console) Read(p []byte) (int, error) {
 	}
 }
 
-// rotate goes on to the next file when lxc has moved the read one away. The caller holds c.mu.
-func (c *console) rotate() bool {
+// moved says whether lxc has moved the read file away and begun the next. The caller holds c.mu.
+func (c *console) moved() bool {
 	own, err := c.log.Stat()
 	if err != nil {
 		return false
 	}
 	now, err := os.Stat(c.path)
-	if err != nil || os.SameFile(own, now) {
-		return false
-	}
+	return err == nil && !os.SameFile(own, now)
+}
+
+// rotate goes on to the next file. The caller holds c.mu.
+func (c *console) rotate() bool {
 	next, err := os.Open(c.path)
 	if err != nil {
 		return false

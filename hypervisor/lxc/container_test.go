@@ -106,8 +106,12 @@ func TestHowProcessOneEnds(t *testing.T) {
 		{"poweroff -f", hypervisor.Off, "powered off"},
 	} {
 		t.Run(row.script, func(t *testing.T) {
-			m := scripted(t, 6000+i, "sleep 0.2\n"+row.script)
+			m := scripted(t, 6000+i, "until [ -e /context/go ]; do sleep 0.1; done\n"+row.script)
+			m.Context = t.TempDir()
 			d, _ := run(t, m)
+			if err := os.WriteFile(filepath.Join(m.Context, "go"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
 			if end := awaitEnd(t, d, m.ID); end.Status != row.status || !strings.Contains(end.Reason, row.reason) {
 				t.Errorf("%+v, want %s, %q", end, row.status, row.reason)
 			}
@@ -155,7 +159,8 @@ cat /context/context.sh
 echo x >/context/x || echo "context is read-only"
 echo "name $(hostname)"
 ip addr show dev eth0
-ping -c 1 -W 5 10.99.0.1 && echo "network works"
+until ping -c 1 -W 5 10.99.0.1; do sleep 1; done
+echo "network works"
 ip route
 while :; do sleep 1000; done
 `)
@@ -291,9 +296,7 @@ func TestAdoptionThaws(t *testing.T) {
 	d.Close()
 	d = newDriver(t, stateDir)
 	defer d.Close()
-	if f.frozen() {
-		t.Error("an adopted machine stays frozen")
-	}
+	await(t, "an adopted machine goes on", func() bool { return !f.frozen() })
 	if err := d.Shutdown(t.Context(), m.ID); err != nil {
 		t.Fatal(err)
 	}

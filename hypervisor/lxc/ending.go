@@ -19,7 +19,9 @@ import (
 func (d *Driver) adopt(ctx context.Context, r record) {
 	id := r.Machine.ID
 	if r.Phase == starting {
-		err := d.forget(ctx, r.Machine)
+		cleanup, cancel := cleanupContext(ctx)
+		defer cancel()
+		err := d.forget(cleanup, r.Machine)
 		if err == nil {
 			return
 		}
@@ -42,6 +44,11 @@ func (d *Driver) adopt(ctx context.Context, r record) {
 
 // watch waits for the end of the monitor in a goroutine that ends with it or with the driver.
 func (d *Driver) watch(r record) {
+	d.mu.Lock() // Close has it between its beginning and its wait for the watchers
+	defer d.mu.Unlock()
+	if d.life.Err() != nil {
+		return
+	}
 	d.watchers.Go(func() {
 		if r.Monitor.Boot == d.hostBoot && !d.outlives(r.Monitor) {
 			return
@@ -121,7 +128,7 @@ const orderly = 2 * time.Second
 // up; what does not end by that is killed as a group.
 func (d *Driver) end(ctx context.Context, r record) error {
 	if init, err := initOf(r.Monitor); err == nil {
-		_ = unix.Kill(init.PID, unix.SIGKILL)
+		_ = init.signal(unix.SIGKILL)
 		if r.Monitor.exits(ctx, orderly) {
 			return nil
 		}
@@ -131,9 +138,7 @@ func (d *Driver) end(ctx context.Context, r record) error {
 			return err
 		}
 	}
-	if r.Monitor.alive() {
-		_ = unix.Kill(r.Monitor.PID, unix.SIGKILL)
-	}
+	_ = r.Monitor.signal(unix.SIGKILL)
 	if !r.Monitor.exits(ctx, cleanupLimit) {
 		return fault.Errorf(fault.Busy, "process %d does not end: %w", r.Monitor.PID, ctx.Err())
 	}

@@ -11,7 +11,7 @@ import (
 	"hayloft/cloud/fault"
 )
 
-const freezeLimit = 10 * time.Second
+const freezeLimit = time.Minute
 
 // Freeze implements hypervisor.Freezer: no process of the container runs while fn does.
 func (d *Driver) Freeze(ctx context.Context, id int, fn func() error) error {

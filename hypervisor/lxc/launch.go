@@ -199,11 +199,8 @@ func (d *Driver) clearHidden(ctx context.Context, id int) error {
 			return err
 		}
 		top := filepath.Join(cgroupMount, d.tree.Root())
-		own := filepath.Join(top, containerName(id))
-		for _, dir := range []string{filepath.Join(own, "guest"), filepath.Join(own, "monitor"), own} {
-			if err := rmdir(ctx, dir); err != nil {
-				return err
-			}
+		if err := rmtree(ctx, filepath.Join(top, containerName(id))); err != nil {
+			return err
 		}
 		d.clearTop(ctx, top)
 		return nil
@@ -220,6 +217,17 @@ func (d *Driver) clearTop(ctx context.Context, top string) {
 	}
 	defer d.topUsers.Unlock()
 	_ = rmdir(ctx, top) // others are in it
+}
+
+// rmtree removes an empty control group with those inside it, the guest's own among them.
+func rmtree(ctx context.Context, dir string) error {
+	inside, _ := filepath.Glob(filepath.Join(dir, "*", "cgroup.procs"))
+	for _, file := range inside {
+		if err := rmtree(ctx, filepath.Dir(file)); err != nil {
+			return err
+		}
+	}
+	return rmdir(ctx, dir)
 }
 
 // rmdir removes an empty control group; its last process may still be ending.

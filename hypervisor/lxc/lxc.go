@@ -188,7 +188,7 @@ func (d *Driver) keep(r record) error {
 }
 
 // cleanupLimit bounds what is done to take a container away once its operation was given up.
-const cleanupLimit = 20 * time.Second
+const cleanupLimit = time.Minute
 
 func cleanupContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)

@@ -106,7 +106,11 @@ func (d *Driver) Reboot(ctx context.Context, id int, hard bool) error {
 			return fault.Errorf(fault.WrongState, "it is %s", r.Status)
 		}
 		if !hard {
-			return ask(turn, r.Monitor, rebootSignals, rebootSignals[0], listenPatience)
+			err := ask(turn, r.Monitor, rebootSignals, rebootSignals[0], listenPatience)
+			if errors.Is(err, errNoProcess) {
+				return fault.Errorf(fault.WrongState, "it is ending by itself")
+			}
+			return err
 		}
 		if err := d.end(turn, r); err != nil {
 			return err

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"hayloft/internal/children"
 )
 
 // process names a process for good: numbers are used again, a number with its start time is not.
@@ -66,6 +68,22 @@ func awaitExit(pidfd *os.File) error {
 	})
 }
 
+// signal sends s to the process and to no other that has its number by now; errNoProcess when it has ended.
+func (p process) signal(s syscall.Signal) error {
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	if err != nil {
+		return errNoProcess
+	}
+	defer unix.Close(fd)
+	if !p.alive() {
+		return errNoProcess
+	}
+	if err := unix.PidfdSendSignal(fd, s, nil, 0); !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	return errNoProcess
+}
+
 // exits waits for the end of p for at most limit and says whether it came.
 func (p process) exits(ctx context.Context, limit time.Duration) bool {
 	pidfd, err := p.open()
@@ -83,18 +101,38 @@ func (p process) exits(ctx context.Context, limit time.Duration) bool {
 // initOf finds process 1 of the container: the monitor's child that is 1 in a PID namespace of its own.
 // errNoProcess while there is none, as between two boots.
 func initOf(monitor process) (process, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", monitor.PID, monitor.PID))
+	init, err := firstOf(monitor, listed(monitor.PID))
 	if err != nil {
+		// The kernel's list may leave one out while another ends.
+		init, err = firstOf(monitor, children.Of(monitor.PID))
+	}
+	if err == nil && !monitor.alive() { // they were another's: the number has been used again
 		return process{}, errNoProcess
 	}
-	for _, word := range strings.Fields(string(text)) {
-		pid, err := strconv.Atoi(word)
+	return init, err
+}
+
+// listed are the children that the kernel lists at once. One that it leaves out may be there (proc(5)).
+func listed(pid int) (pids []int) {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	for word := range strings.FieldsSeq(string(text)) {
+		if child, err := strconv.Atoi(word); err == nil {
+			pids = append(pids, child)
+		}
+	}
+	return pids
+}
+
+// firstOf is the one of pids that is a child of the monitor and process 1 in a PID namespace.
+func firstOf(monitor process, pids []int) (process, error) {
+	for _, pid := range pids {
+		p, err := identify(pid, monitor.Boot)
 		if err != nil {
 			continue
 		}
 		spaces := strings.Fields(statusField(pid, "NSpid"))
-		if len(spaces) > 1 && spaces[len(spaces)-1] == "1" {
-			return identify(pid, monitor.Boot)
+		if len(spaces) > 1 && spaces[len(spaces)-1] == "1" && statusField(pid, "PPid") == strconv.Itoa(monitor.PID) && p.alive() {
+			return p, nil
 		}
 	}
 	return process{}, errNoProcess
@@ -149,12 +187,12 @@ func ask(turn context.Context, monitor process, signals []syscall.Signal, usual 
 		init, err := initOf(monitor)
 		for _, s := range signals {
 			if err == nil && listens(init, monitor, s) {
-				return unix.Kill(init.PID, s)
+				return init.signal(s)
 			}
 		}
 		if last {
 			if err == nil {
-				err = unix.Kill(init.PID, usual)
+				err = init.signal(usual)
 			}
 			return err
 		}
