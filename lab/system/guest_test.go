@@ -62,8 +62,11 @@ func (p *product) ssh(id int, command string) string {
 	return said
 }
 
+// sshLimit ends a try: who boots anew leaves connections unanswered.
+const sshLimit = time.Minute
+
 func (p *product) trySSH(id int, command string) (string, error) {
-	ctx, cancel := context.WithTimeout(p.ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(p.ctx, sshLimit)
 	defer cancel()
 	tunnel, err := p.client.Tunnel(ctx, id, client.TunnelTCP, 22)
 	if err != nil {

@@ -138,12 +138,19 @@ func (s *storm) comesBack(id int) {
 func (s *storm) saveAs(id int, victim string) {
 	s.Helper()
 	delete(s.killed, id)
-	s.answers()
 	name := "saved-" + victim
-	image, err := s.client.SaveAs(s.ctx, id, 0, name)
-	if err != nil {
-		s.Fatal(err)
-	}
+	image := 0
+	s.eventually("save as "+name, func() error { // what answers may be about to end, and its answer may be lost
+		if i, err := s.client.Image(s.ctx, name); err == nil {
+			image = i.ID
+			return nil
+		}
+		var err error
+		if image, err = s.client.SaveAs(s.ctx, id, 0, name); err != nil && !fault.Is(err, fault.Unavailable) {
+			s.Fatal(err)
+		}
+		return err
+	})
 	s.strike(victim, id)
 	s.eventually("image "+name, func() error {
 		i, err := s.client.Image(s.ctx, name)

@@ -1,6 +1,7 @@
 package system
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"hayloft/cloud"
+	"hayloft/internal/children"
 	"hayloft/server/api"
 )
 
@@ -27,6 +29,7 @@ type storm struct {
 	*product
 	random *rand.Rand
 	killed map[int]bool // machines whose QEMU was killed in this round
+	former []int        // processes that a `hayloft up` had when it was killed: they end, and answer until then
 }
 
 // newStorm seeds from HAYLOFT_SEED, to repeat a run, or from the clock.
@@ -60,6 +63,7 @@ func (s *storm) kill(victim string) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	case theUp:
+		s.former = append(s.former, children.Of(s.up.Process.Pid)...)
 		_ = syscall.Kill(s.up.Process.Pid, syscall.SIGKILL)
 		<-s.ended
 		s.startUp()
@@ -81,6 +85,21 @@ func (s *storm) kill(victim string) {
 		victim = fmt.Sprintf("the QEMU of vm %d", id)
 	}
 	s.progress("killed %s", victim)
+}
+
+// settled waits until nothing that was killed is about to end, and what is in its place answers.
+func (s *storm) settled() {
+	s.Helper()
+	s.eventually("former processes end", func() error {
+		for _, pid := range s.former {
+			if line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); bytes.Contains(line, []byte(s.stateDir())) {
+				return fmt.Errorf("process %d: %s", pid, bytes.ReplaceAll(line, []byte{0}, []byte{' '}))
+			}
+		}
+		return nil
+	})
+	s.former = nil
+	s.answers()
 }
 
 // pause waits for a random part of most.
@@ -197,8 +216,9 @@ func (s *storm) help(vm api.VM, helped map[int]int) {
 // check looks at a fleet that has converged. before are processes that were there before kills.
 func (s *storm) check(vms []api.VM, before map[int]int) {
 	s.Helper()
+	var all map[int][]int
 	s.eventually("one process a machine", func() error {
-		all := s.everyProcess()
+		all = s.everyProcess()
 		for _, vm := range vms {
 			if len(all[vm.ID]) != 1 {
 				return fmt.Errorf("vm %d has the processes %v", vm.ID, all[vm.ID])
@@ -209,10 +229,9 @@ func (s *storm) check(vms []api.VM, before map[int]int) {
 		}
 		return nil
 	})
-	now := s.everyProcess()
 	for id, pid := range before {
-		if !s.killed[id] && now[id][0] != pid {
-			s.Errorf("vm %d was process %d, and is %d: it was started again", id, pid, now[id][0])
+		if !s.killed[id] && all[id][0] != pid {
+			s.Errorf("vm %d was process %d, and is %d: it was started again", id, pid, all[id][0])
 		}
 	}
 	addresses := map[string]int{}
@@ -288,7 +307,7 @@ func (s *storm) terminate(ids []int, victims ...string) {
 	ask := func(id int) {
 		s.eventually(fmt.Sprintf("terminate vm %d", id), func() error {
 			err := s.client.Act(s.ctx, id, "terminate-hard")
-			if err != nil && strings.Contains(err.Error(), "EPILOG") {
+			if err != nil && (strings.Contains(err.Error(), "EPILOG") || strings.Contains(err.Error(), "DONE")) {
 				return nil // the request before, whose answer was lost, was heard
 			}
 			return err
@@ -305,6 +324,7 @@ func (s *storm) terminate(ids []int, victims ...string) {
 		s.pause(200 * time.Millisecond)
 		s.kill(victims[1])
 	}
+	s.settled()
 	s.reach(ids, "DONE")
 	s.nothingOnHost()
 	s.progress("%d machines are gone", len(ids))

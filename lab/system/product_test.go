@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,14 +18,15 @@ import (
 
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
+	"hayloft/internal/children"
 	"hayloft/lab/fleet"
 	"hayloft/lab/labtest"
 	"hayloft/server/api"
 	"hayloft/server/api/client"
 )
 
-// patience is how long anything may take on a machine that others use too.
-const patience = 2 * time.Minute
+// patience is how long anything may take on a machine that others use too, which emulates the processors of these.
+const patience = 4 * time.Minute
 
 // hostName is the one host of a product under test.
 const hostName = "lab"
@@ -217,7 +217,7 @@ func (p *product) takeDown() {
 
 // killTree ends a `hayloft up` that does not, with its children.
 func (p *product) killTree(pid int) {
-	for _, child := range childrenOf(pid) {
+	for _, child := range children.Under(pid) {
 		_ = syscall.Kill(child, syscall.SIGKILL)
 	}
 	_ = syscall.Kill(pid, syscall.SIGKILL)
@@ -245,27 +245,13 @@ func (p *product) child(name string) int {
 	p.mu.Lock()
 	pid := p.up.Process.Pid
 	p.mu.Unlock()
-	for _, child := range childrenOf(pid) {
+	for _, child := range children.Of(pid) {
 		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", child))
 		if words := bytes.Split(line, []byte{0}); len(words) > 1 && string(words[1]) == name {
 			return child
 		}
 	}
 	return 0
-}
-
-func childrenOf(pid int) []int {
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	var pids []int
-	for _, task := range tasks {
-		text, _ := os.ReadFile(task)
-		for _, word := range strings.Fields(string(text)) {
-			if child, err := strconv.Atoi(word); err == nil {
-				pids = append(pids, child)
-			}
-		}
-	}
-	return pids
 }
 
 // cli runs the hayloft program as a user and returns its exit status and what it said.

@@ -3,6 +3,7 @@ package system
 import (
 	"archive/tar"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -70,6 +71,9 @@ func (a *astray) files() []string {
 	var list []string
 	for _, root := range []string{filepath.Join(a.stateDir(), "server", "datastores"), a.store, filepath.Join(a.agentDir(), "machines")} {
 		err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+			if path != root && errors.Is(err, fs.ErrNotExist) {
+				return nil // it went meanwhile
+			}
 			if err != nil || e.IsDir() {
 				return err
 			}
@@ -77,6 +81,9 @@ func (a *astray) files() []string {
 				return nil // what was verified of a base stays, counted, until somebody needs the space
 			}
 			info, err := e.Info()
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
 			if err != nil {
 				return err
 			}
@@ -430,7 +437,7 @@ func TestMachinesThatDoNotComeUp(t *testing.T) {
 	a.reaches(id, "RUNNING")
 	a.prints(id, "bootable device")
 	a.refused(fault.Unavailable, []string{"vm " + strconv.Itoa(id), "SSH", "console", "bootable device"},
-		"vm", "wait", strconv.Itoa(id), "--for", "ssh", "--timeout", "3s")
+		"vm", "wait", strconv.Itoa(id), "--for", "ssh", "--timeout", "10s")
 	if vm := a.reaches(id, "RUNNING"); vm.Error != "" {
 		t.Errorf("its error is %q", vm.Error)
 	}

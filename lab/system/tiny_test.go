@@ -111,17 +111,17 @@ func (p *product) nothingOnHost() {
 func (p *product) taps() []string {
 	p.Helper()
 	var names []string
-	err := p.site.Namespace.Inside(func() error {
-		links, err := netlink.LinkList()
-		for _, l := range links {
-			if l.Type() == "tuntap" || l.Type() == "veth" {
-				names = append(names, l.Attrs().Name)
+	p.eventually("list of links", func() error { // which may change while it is read
+		names = nil
+		return p.site.Namespace.Inside(func() error {
+			links, err := netlink.LinkList()
+			for _, l := range links {
+				if l.Type() == "tuntap" || l.Type() == "veth" {
+					names = append(names, l.Attrs().Name)
+				}
 			}
-		}
-		return err
+			return err
+		})
 	})
-	if err != nil {
-		p.Fatal(err)
-	}
 	return names
 }
