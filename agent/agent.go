@@ -235,9 +235,10 @@ func (a *Agent) open(ctx context.Context) error {
 	if err := a.load(); err != nil {
 		return errors.Join(err, a.records.close())
 	}
-	for name, l := range a.listers {
+	for _, l := range a.listers {
 		l.ctx = ctx
-		a.own(func() { a.watch(ctx, name) })
+		events := l.driver.Events(ctx) // before anybody looks at a domain: what ends after that is told
+		a.own(func() { a.watch(l, events) })
 	}
 	a.own(func() { a.sweep(ctx) })
 	a.own(func() { a.sample(ctx) })

@@ -52,9 +52,9 @@ func (p *pass) settleDisks(ctx context.Context, leaves bool, limit time.Duration
 			return err
 		case watch.ctx.Err() != nil && before != nil:
 			return before
-		case watch.ctx.Err() != nil:
+		case watch.ctx.Err() != nil && !fault.Is(err, fault.Unavailable): // it was interrupted
 			return context.Cause(watch.ctx)
-		case !fault.Is(err, fault.Unavailable) || watch.still() > p.pace.drainTry:
+		case watch.ctx.Err() != nil || !fault.Is(err, fault.Unavailable) || watch.still() > p.pace.drainTry:
 			return err
 		}
 		before = err

@@ -18,7 +18,7 @@ func (w *world) set(change func()) {
 	change()
 }
 
-func away() error { return fault.Errorf(fault.Unavailable, "datastore 1 is away") }
+func away(context.Context) error { return fault.Errorf(fault.Unavailable, "datastore 1 is away") }
 
 // While a machine drains it is STOPPING, and says how far it is.
 func TestDrainIsShown(t *testing.T) {
@@ -27,7 +27,7 @@ func TestDrainIsShown(t *testing.T) {
 	origins["running"](b)
 	entered, goOn := make(chan struct{}), make(chan struct{})
 	b.w.set(func() {
-		b.w.settle = func() error {
+		b.w.settle = func(context.Context) error {
 			close(entered)
 			<-goOn
 			return nil
@@ -108,7 +108,7 @@ func TestRemovalThatFailsIsPaced(t *testing.T) {
 	origins["running"](b)
 	tries := 0
 	b.w.set(func() {
-		b.w.settle = func() error { tries++; return fault.Errorf(fault.Corrupt, "datastore 1 has gone mad") }
+		b.w.settle = func(context.Context) error { tries++; return fault.Errorf(fault.Corrupt, "datastore 1 has gone mad") }
 	})
 	b.order(assignment(1, 2, goalGone, hard))
 	b.until(1, 2, wire.Phase_PHASE_FAILED)
@@ -143,7 +143,7 @@ func TestDrainSaysWhatItWaitedFor(t *testing.T) {
 	origins["running"](b)
 	b.w.set(func() {
 		b.w.away = "datastore 1 (nas): connection refused"
-		b.w.settle = func() error { time.Sleep(50 * time.Millisecond); return context.Canceled }
+		b.w.settle = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 	})
 	b.order(assignment(1, 2, goalGone))
 	report := b.until(1, 2, wire.Phase_PHASE_FAILED)
@@ -159,7 +159,7 @@ func TestMachineGoesWhoseImageWasTaken(t *testing.T) {
 	b.begin()
 	origins["running"](b)
 	b.w.set(func() {
-		b.w.settle = func() error {
+		b.w.settle = func(context.Context) error {
 			b.w.set(func() { delete(b.w.undrained, 1) })
 			return fault.Errorf(fault.Busy, "image tiny belongs to machine 9")
 		}
@@ -185,7 +185,7 @@ func TestDrainThatHangs(t *testing.T) {
 		t.Error("no progress was taken for some")
 	}
 	slow.moved(disk.Progress{Step: "disk 0", Done: 5, Total: 9})
-	if slow.still() > 10*time.Second {
+	if slow.still() >= time.Minute {
 		t.Error("progress was not seen")
 	}
 	slow.since = slow.since.Add(-time.Minute)

@@ -96,12 +96,11 @@ func TestKilledDeployment(t *testing.T) {
 	for epoch, goal := range []wire.Goal{goalRunning, goalGone} {
 		orders := all(uint64(epoch+1), goal)
 		for range 12 {
-			var left, began atomic.Int64
+			var left atomic.Int64
 			left.Store(rand.Int64N(8*machines) + 1)
 			killed := make(chan struct{})
 			ready := make(chan struct{})
 			b.hook = func(int64, string) {
-				began.Add(1)
 				<-ready
 				if left.Add(-1) == 0 {
 					b.kill()

@@ -175,7 +175,7 @@ func (l fakeWay) Settle(ctx context.Context, machine int, _ bool, report func(di
 	if left > 0 {
 		report(disk.Progress{Step: "disk 0", Done: 1, Total: left})
 		if fail != nil {
-			if err := fail(); err != nil {
+			if err := fail(ctx); err != nil {
 				return err
 			}
 		}

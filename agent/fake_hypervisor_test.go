@@ -159,7 +159,6 @@ func (d fakeDriver) Events(ctx context.Context) <-chan int {
 	in, out := make(chan int, 100000), make(chan int)
 	d.w.mu.Lock()
 	d.w.events = append(d.w.events, in)
-	d.w.watched++
 	d.w.mu.Unlock()
 	go func() {
 		defer close(out)

@@ -105,7 +105,6 @@ func TestEveryGoalFromEveryPhase(t *testing.T) {
 				}))
 				if origin == "preparing" || origin == "booting" {
 					if goal == goalRunning { // the same machine is still wanted: what is under way goes on
-						b.idleOr(20 * time.Millisecond)
 						b.order(assignment(1, 6, goalGone, hard))
 						b.until(1, 6, wire.Phase_PHASE_GONE)
 						return
@@ -139,8 +138,6 @@ func TestEveryGoalFromEveryPhase(t *testing.T) {
 		}
 	}
 }
-
-func (b *bench) idleOr(d time.Duration) { time.Sleep(d) }
 
 func TestStartedAsDescribed(t *testing.T) {
 	b := newBench(t)

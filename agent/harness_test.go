@@ -61,18 +61,9 @@ func (b *bench) begin() *Agent {
 		b.t.Fatal(err)
 	}
 	a.pace, a.hook, a.noSync = b.pace, b.hook, true
-	watched := func() (n int) {
-		b.w.mu.Lock()
-		defer b.w.mu.Unlock()
-		return b.w.watched
-	}
-	before := watched()
 	ctx, cancel := context.WithCancel(context.Background())
 	if err := a.open(ctx); err != nil {
 		b.t.Fatal(err)
-	}
-	for watched() == before && b.hook == nil { // an event of before would only be noticed at an audit
-		time.Sleep(time.Millisecond)
 	}
 	b.agent, b.end = a, cancel
 	b.t.Cleanup(func() { b.stop() })

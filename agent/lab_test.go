@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"hayloft/disk"
@@ -30,6 +29,7 @@ import (
 	"hayloft/hypervisor/qemu"
 	"hayloft/image"
 	"hayloft/internal/command"
+	"hayloft/internal/leaktest"
 	"hayloft/lab/labtest"
 	"hayloft/network/bridge"
 	"hayloft/wire"
@@ -41,7 +41,7 @@ const insideLab = "HAYLOFT_AGENT_TEST_INSIDE"
 // TestMain runs tests that use the lab in a network namespace and a mount namespace of their own.
 func TestMain(m *testing.M) {
 	if os.Getenv("HAYLOFT_LAB") != "1" || os.Geteuid() != 0 {
-		goleak.VerifyTestMain(m)
+		leaktest.Main(m)
 	}
 	if os.Getenv(insideLab) == "" {
 		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
@@ -65,7 +65,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "arranging the test's namespaces:", err)
 		os.Exit(1)
 	}
-	goleak.VerifyTestMain(m)
+	leaktest.Main(m)
 }
 
 // labHost is a host with real drivers, on which agents come and go.
@@ -272,10 +272,14 @@ func TestRealMachines(t *testing.T) {
 			}
 		}
 	})
+	before, err := netlink.LinkList() // with some kernels more than the loopback
+	if err != nil {
+		t.Fatal(err)
+	}
 	h.arrive()
 	disk, root := h.add("sector", image.OS, sector()), h.add("root.tar.gz", image.OS, rootTree(t))
 	const vm, ct = 5, 6
-	off := func(a *wire.Assignment) { a.ShutdownSeconds = 30 }
+	off := func(a *wire.Assignment) { a.ShutdownSeconds = int32(patience.Seconds()) }
 	stages := []struct {
 		vm, ct           *wire.Assignment
 		vmPhase, ctPhase wire.Phase
@@ -323,7 +327,7 @@ func TestRealMachines(t *testing.T) {
 	if err != nil || len(here) > 0 {
 		t.Errorf("left: %v, %v", here, err)
 	}
-	if links, err := netlink.LinkList(); err != nil || len(links) != 1 {
+	if links, err := netlink.LinkList(); err != nil || len(links) != len(before) {
 		t.Errorf("links left: %v, %v", links, err)
 	}
 	if left, err := filepath.Glob(filepath.Join(h.dir, "agent", "machines", "*")); err != nil || len(left) > 0 {

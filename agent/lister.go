@@ -90,9 +90,8 @@ func (l *lister) announce(vm int64) {
 }
 
 // watch wakes the workers of machines whose domains changed.
-func (a *Agent) watch(ctx context.Context, name string) {
-	l := a.listers[name]
-	for id := range l.driver.Events(ctx) {
+func (a *Agent) watch(l *lister, events <-chan int) {
+	for id := range events {
 		l.announce(int64(id))
 		a.kick(int64(id))
 	}

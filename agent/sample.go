@@ -95,17 +95,17 @@ func (m *machine) cachesAre(all []*wire.DiskCache) (changed bool) {
 // sampleAll looks at the caches of machines that run, and of those that are off and not drained: when their caches
 // have drained by themselves meanwhile, their workers look again.
 func (a *Agent) sampleAll(ctx context.Context) {
-	var wanted []int64
+	wanted := map[int64]*wire.MachineReport{}
 	a.mu.Lock()
 	for vm, m := range a.machines {
 		phase := m.report.GetPhase()
 		if !m.dropped && !m.working && cached(m.assignment.GetMachine()) &&
 			(phase == wire.Phase_PHASE_RUNNING || phase == wire.Phase_PHASE_SUSPENDED || m.report.GetWarning() != "") {
-			wanted = append(wanted, vm)
+			wanted[vm] = m.report
 		}
 	}
 	a.mu.Unlock()
-	for _, vm := range wanted {
+	for vm, before := range wanted {
 		all, err := a.caches(ctx, vm)
 		if err != nil {
 			a.complain(ctx, "machines: caches", err)
@@ -113,10 +113,14 @@ func (a *Agent) sampleAll(ctx context.Context) {
 		}
 		a.mu.Lock()
 		m := a.machines[vm]
-		if m != nil && m.cachesAre(all) {
+		if m == nil || m.report != before { // its worker reported meanwhile, and may have looked later than we did
+			a.mu.Unlock()
+			continue
+		}
+		if m.cachesAre(all) {
 			a.markDirty(vm)
 		}
-		drained := m != nil && m.report.GetWarning() != "" && !slices.ContainsFunc(all, func(c *wire.DiskCache) bool { return c.Undrained > 0 })
+		drained := m.report.GetWarning() != "" && !slices.ContainsFunc(all, func(c *wire.DiskCache) bool { return c.Undrained > 0 })
 		a.mu.Unlock()
 		if drained {
 			a.kick(vm)

@@ -29,7 +29,7 @@ type fakeServer struct {
 	reports   chan *wire.Report
 	orders    chan *wire.Order
 	tunnels   chan wire.Fleet_TunnelServer
-	carried   chan struct{} // lets a tunnel end
+	carried   chan struct{} // lets the one tunnel that there is end
 	first     *wire.Order
 	identity  pki.Identity
 
@@ -45,7 +45,7 @@ func newFakeServer(t *testing.T) *fakeServer {
 		t.Fatal(err)
 	}
 	s := &fakeServer{authority: authority, cluster: "cluster-1", tokens: map[string]string{},
-		reports: make(chan *wire.Report, 1000), orders: make(chan *wire.Order), tunnels: make(chan wire.Fleet_TunnelServer), carried: make(chan struct{}, 8),
+		reports: make(chan *wire.Report, 1000), orders: make(chan *wire.Order), tunnels: make(chan wire.Fleet_TunnelServer), carried: make(chan struct{}),
 		first: &wire.Order{Full: true}}
 	s.listen()
 	t.Cleanup(func() { s.stop() })

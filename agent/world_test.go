@@ -27,11 +27,10 @@ type world struct {
 	bridges map[string]bool
 	history map[int][]string
 	events  []chan int
-	watched int // how often somebody began to watch events
 
-	undrained map[int]int64 // machine -> bytes that its repositories lack
-	settle    func() error  // nil: works
-	away      string        // what caches say of their repository
+	undrained map[int]int64               // machine -> bytes that its repositories lack
+	settle    func(context.Context) error // nil: works
+	away      string                      // what caches say of their repository
 	fetched   []string
 	fetching  func(context.Context, disk.Image, func(disk.Progress)) error // nil: works at once
 
