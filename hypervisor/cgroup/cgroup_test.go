@@ -2,9 +2,11 @@ package cgroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -142,6 +144,18 @@ func TestLife(t *testing.T) {
 	for _, pid := range pids {
 		if pid == os.Getpid() {
 			t.Error("the test itself is in the group")
+		}
+	}
+	for _, d := range g.dirs { // what a guest may do to its own part
+		if !d.hierarchy.V2 {
+			continue
+		}
+		inner := filepath.Join(d.path, "threads")
+		if err := errors.Join(os.Mkdir(inner, 0o755), write(inner, "cgroup.type", "threaded")); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := g.Procs(); err != nil || !slices.Equal(again, pids) {
+			t.Errorf("with a group of threads inside: %v, %v; want %v", again, err, pids)
 		}
 	}
 	if names, err := tree.List(); err != nil || !slices.Equal(names, []string{"one-1"}) {

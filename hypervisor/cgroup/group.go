@@ -60,6 +60,9 @@ func (g *Group) Procs() ([]int, error) {
 				return gone(err)
 			}
 			text, err := os.ReadFile(path)
+			if errors.Is(err, unix.EOPNOTSUPP) {
+				return nil // of threads: the group above lists their processes
+			}
 			for _, word := range strings.Fields(string(text)) {
 				pid, err := strconv.Atoi(word)
 				if err == nil && pid > 0 && pid != os.Getpid() && (d.hierarchy.V2 || d.leads(pid)) {
@@ -134,9 +137,9 @@ func (g *Group) Kill() error {
 }
 
 // removeLimit bounds how long Remove waits for processes that are ending.
-const removeLimit = 10 * time.Second
+const removeLimit = time.Minute
 
-// Remove deletes the group and the groups inside it, waiting up to ten seconds for processes that are
+// Remove deletes the group and the groups inside it, waiting up to a minute for processes that are
 // ending; fault.Busy when some stay. Removing what is gone is success.
 func (g *Group) Remove(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, removeLimit)

@@ -19,18 +19,18 @@ func shutdown(r *rig) {
 
 func kill(r *rig) {
 	m := r.started()
-	pid := r.running(m).PID
+	before := r.running(m)
 	r.must(r.driver.Kill(r.ctx, m.ID))
 	if d := r.list()[m.ID]; d.Status != hypervisor.Off {
 		r.Errorf("after Kill the domain is %+v, want off", d)
 	}
-	if alive(pid) {
-		r.Errorf("process %d lives after Kill", pid)
+	if alive(before.PID) {
+		r.Errorf("process %d lives after Kill", before.PID)
 	}
 	r.must(r.driver.Kill(r.ctx, m.ID))
 	r.must(r.driver.Start(r.ctx, m))
-	if d := r.running(m); d.PID == pid && !r.NoProcess {
-		r.Errorf("new process has the pid of the killed one, %d", pid)
+	if after := r.running(m); after.Started.Equal(before.Started) {
+		r.Errorf("the new process is the killed one: %+v", after)
 	}
 }
 

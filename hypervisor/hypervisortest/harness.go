@@ -25,6 +25,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/hypervisor"
+	"hayloft/lab/leaks"
 )
 
 // Harness is what the suite must know of a driver. Hooks that are nil leave out the tests that need them,
@@ -37,7 +38,7 @@ type Harness struct {
 	Machine func(t testing.TB, id int) hypervisor.Machine
 	// Failing is a machine that the driver accepts and that fails to start.
 	Failing func(t testing.TB, id int) hypervisor.Machine
-	// Slow is a machine whose Start takes at least SlowFor.
+	// Slow is a machine whose Start takes an hour, or whatever the driver allows at most.
 	Slow func(t testing.TB, id int) hypervisor.Machine
 	// Invalid is a machine that the driver must refuse with fault.Invalid, and the text that names the part.
 	Invalid func(t testing.TB, id int) (m hypervisor.Machine, part string)
@@ -56,7 +57,6 @@ type Harness struct {
 	Freeze        bool          // and a hypervisor.Freezer
 	Save          bool          // Save works; else it must be fault.Unsupported
 	NoProcess     bool          // machines have no process: PID is 0
-	SlowFor       time.Duration // see Slow; long is better, since nobody waits for it; 0: 1 s
 	FirstID       int           // of the machines; tests count up from here
 	Many          int           // machines in the parallel test; 0: 8
 	Rounds        int           // of the races; 0: 10
@@ -81,9 +81,6 @@ func Run(t *testing.T, h Harness) {
 	if h.Rounds == 0 {
 		h.Rounds = 10
 	}
-	if h.SlowFor == 0 {
-		h.SlowFor = time.Second
-	}
 	if h.Patience == 0 {
 		h.Patience = 2 * time.Minute
 	}
@@ -99,7 +96,7 @@ func Run(t *testing.T, h Harness) {
 			own.FirstID = next
 			next += 100
 			r := newRig(t, own)
-			defer goleak.VerifyNone(t, before)
+			defer leaks.VerifyNone(t, before)
 			defer r.close()
 			c.run(r)
 		})
@@ -118,7 +115,7 @@ func newRig(t *testing.T, h Harness) *rig {
 
 // close removes what the test left, also after it failed.
 func (r *rig) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	if r.driver == nil {
 		r.driver = r.New(r, r.stateDir)

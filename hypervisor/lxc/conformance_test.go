@@ -3,7 +3,6 @@ package lxc
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,7 +25,7 @@ func TestConformance(t *testing.T) {
 		},
 		Slow: func(t testing.TB, id int) hypervisor.Machine {
 			m := plugged(guest(t, lower, id))
-			m.Raw = "lxc.hook.pre-start = /bin/sleep 20"
+			m.Raw = "lxc.hook.pre-start = /bin/sleep 3600"
 			return m
 		},
 		Invalid: func(t testing.TB, id int) (hypervisor.Machine, string) {
@@ -49,7 +48,6 @@ func TestConformance(t *testing.T) {
 			monitor.exits(t.Context(), orderly)
 		},
 		Leftovers: leftovers,
-		SlowFor:   20 * time.Second,
 		BootMark:  bootMark, ConsoleInput: "ping\n", ConsoleOutput: "got ping",
 		Console: true, Meter: true, Freeze: true, FirstID: 1000, Many: 20,
 	})

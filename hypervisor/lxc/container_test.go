@@ -406,7 +406,7 @@ func TestVictim(t *testing.T) {
 		t.Fatal(err)
 	}
 	m = victimMachine(os.Getenv(victimLower), os.Getenv(victimDir), 6061)
-	m.Raw = "lxc.hook.pre-start = /bin/sleep 60"
+	m.Raw = "lxc.hook.pre-start = /bin/sleep 3600"
 	_ = d.Start(t.Context(), m)
 }
 
