@@ -38,10 +38,11 @@ type based struct {
 	gone       bool             // dropped
 	background map[Preload]*background
 	recorder   *recorder
+	publishing map[*background]bool // keepers of what was recorded
 }
 
 func newBased(d *Daemon, r baseRecord) *based {
-	return &based{daemon: d, turn: make(chan struct{}, 1), record: r, background: map[Preload]*background{}}
+	return &based{daemon: d, turn: make(chan struct{}, 1), record: r, background: map[Preload]*background{}, publishing: map[*background]bool{}}
 }
 
 func checkBase(s BaseSpec) (hex string, err error) {
@@ -226,7 +227,8 @@ func (b *based) source(ctx context.Context, index *image.Index) (io.ReaderAt, io
 	return src, src, nil
 }
 
-// DropBase implements Service. What is preloaded in the background for nobody is no use.
+// DropBase implements Service. What is preloaded in the background for nobody is no use. Nothing writes to the base's directory
+// any more when it returns.
 func (d *Daemon) DropBase(ctx context.Context, digest string) error {
 	hex, err := image.ParseDigest(digest)
 	if err != nil {
@@ -253,6 +255,7 @@ func (d *Daemon) DropBase(ctx context.Context, digest string) error {
 		return err
 	}
 	b.stopBackground()
+	b.stopPublishing()
 	select {
 	case b.turn <- struct{}{}:
 		defer func() { <-b.turn }()

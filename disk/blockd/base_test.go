@@ -8,13 +8,16 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
 	"hayloft/cloud/fault"
+	"hayloft/disk"
 	"hayloft/disk/localstore"
+	"hayloft/disk/repository"
 	"hayloft/image"
 )
 
@@ -344,4 +347,44 @@ func TestProfileOfAReadOnlyRepository(t *testing.T) {
 	must(t, d.Unexport(t.Context(), "1.0"))
 	kept := filepath.Join(e.Base.Dir, ProfileFile)
 	eventually(t, "a profile here", func() bool { return exists(kept) })
+}
+
+// hanging is a repository that takes no new objects: who makes one waits.
+type hanging struct {
+	repository.Repository
+	begun chan struct{}
+	ended atomic.Bool
+}
+
+func (h *hanging) Create(ctx context.Context, _ string) (repository.Writer, error) {
+	defer h.ended.Store(true)
+	close(h.begun)
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// TestDropBaseEndsItsProfile: nobody works in the directory of a base that was dropped.
+func TestDropBaseEndsItsProfile(t *testing.T) {
+	b := newBench(t)
+	img := b.image(3, "tiny", content(20*chunk, 13))
+	repo, err := b.open(b.repo)
+	must(t, err)
+	h := &hanging{Repository: repo, begun: make(chan struct{})}
+	b.config.Open = func(disk.Repository) (repository.Repository, error) { return h, nil }
+	d := b.daemon()
+	e := b.baseExport("1.0", img)
+	e.Record = true
+	must(t, d.Export(t.Context(), e))
+	c := dial(t, e.Path)
+	for i := range profileLeast {
+		_, err := c.ReadAt(make([]byte, 1), int64(i)*3*chunk)
+		must(t, err)
+	}
+	c.Close()
+	must(t, d.Unexport(t.Context(), "1.0"))
+	<-h.begun
+	must(t, d.DropBase(t.Context(), img.Digest))
+	if !h.ended.Load() {
+		t.Error("the profile is still being kept")
+	}
 }

@@ -28,6 +28,12 @@ func (b *stuckBench) set(is bool) {
 	b.is = is
 }
 
+func (b *stuckBench) count() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.opened
+}
+
 func (b *stuckBench) why() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -88,8 +94,8 @@ func TestUnexportThatFails(t *testing.T) {
 				class(t, name, end(d), fault.Unavailable)
 			}
 			class(t, "export", d.Export(t.Context(), e), fault.Unavailable)
-			if s.opened != 1 {
-				t.Errorf("opened %d times", s.opened)
+			if n := s.count(); n != 1 {
+				t.Errorf("opened %d times", n)
 			}
 			s.set(false)
 			must(t, d.Export(t.Context(), e))
@@ -115,8 +121,8 @@ func TestExportThatFails(t *testing.T) {
 	for range 2 {
 		class(t, "export", d.Export(t.Context(), e), fault.Unavailable)
 	}
-	if s.opened != 1 {
-		t.Errorf("opened %d times", s.opened)
+	if n := s.count(); n != 1 {
+		t.Errorf("opened %d times", n)
 	}
 	s.set(false)
 	must(t, d.Export(t.Context(), e))

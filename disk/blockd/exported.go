@@ -187,10 +187,14 @@ const (
 // goes on by itself, and is looked at later: that would wait for those who read it, and they for the device here.
 func (x *exported) resume() error {
 	presenter, err := x.daemon.presenter(x.record.Export)
-	if f, ok := presenter.(formerly); ok {
-		x.presented, x.former = f.formerly(x.record.Export), true
+	f, later := presenter.(formerly)
+	if later {
+		former := f.formerly(x.record.Export)
+		x.mu.Lock() // whoever asks for the status sees it by now
+		x.presented, x.former = former, true
+		x.mu.Unlock()
 	}
-	if err == nil && !x.former {
+	if err == nil && !later {
 		err = x.present(presenter)
 	}
 	x.setError(err)

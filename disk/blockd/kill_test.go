@@ -34,6 +34,7 @@ const (
 // acknowledged since the last time; done is closed after the last.
 func killer(t testing.TB, k *Keeper, n int, acknowledged *atomic.Int64) (done chan struct{}) {
 	done = make(chan struct{})
+	t.Cleanup(func() { <-done })
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))

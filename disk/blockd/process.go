@@ -108,6 +108,8 @@ type idle struct {
 
 func newIdle(limit time.Duration, inUse func() int, end func()) *idle {
 	i := &idle{limit: limit, inUse: inUse, end: end, since: time.Now()}
+	i.mu.Lock() // look, which may come at once, uses the timer
+	defer i.mu.Unlock()
 	if limit > 0 {
 		i.timer = time.AfterFunc(limit, i.look)
 	}
@@ -136,6 +138,8 @@ func (i *idle) look() {
 }
 
 func (i *idle) stop() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
 	if i.timer != nil {
 		i.timer.Stop()
 	}

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -81,9 +83,10 @@ func readObject(ctx context.Context, repo repository.Repository, name string, mo
 type recorder struct {
 	base  *based
 	index *image.Index
-	timer *time.Timer
+	ended sync.Once
 
 	mu     sync.Mutex
+	timer  *time.Timer
 	chunks []int
 	over   bool
 }
@@ -96,6 +99,8 @@ func (b *based) newRecorder(index *image.Index) *recorder {
 		return nil
 	}
 	r := &recorder{base: b, index: index}
+	r.mu.Lock() // end uses the timer
+	defer r.mu.Unlock()
 	r.timer = time.AfterFunc(recordFor, r.end)
 	b.recorder = r
 	return r
@@ -109,30 +114,51 @@ func (r *recorder) touched(chunk int) {
 	}
 }
 
-// end ends the recording and keeps what is worth it.
-func (r *recorder) end() {
-	r.timer.Stop()
+// end ends the recording and keeps what is worth it, in the background: DropBase ends that.
+func (r *recorder) end() { r.ended.Do(r.keep) }
+
+func (r *recorder) keep() {
 	r.mu.Lock()
-	over := r.over
+	r.timer.Stop()
 	r.over = true
 	r.mu.Unlock()
-	if over {
-		return
-	}
 	b := r.base
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.recorder = nil
-	b.mu.Unlock()
 	if len(r.chunks) < profileLeast {
 		return
 	}
-	b.daemon.spawn(func(ctx context.Context) {
-		ctx, cancel := context.WithTimeout(ctx, publishWithin)
-		defer cancel()
-		if err := r.publish(ctx); err != nil {
-			b.daemon.config.Log.Warn("boot profile not kept", "digest", r.index.Digest(), "error", err)
-		}
-	})
+	ctx, cancel := context.WithTimeout(b.daemon.ctx, publishWithin)
+	g := &background{cancel, make(chan struct{})}
+	if !b.daemon.spawn(func(context.Context) { r.runPublish(ctx, g) }) {
+		cancel()
+		return
+	}
+	b.publishing[g] = true
+}
+
+func (r *recorder) runPublish(ctx context.Context, g *background) {
+	defer close(g.done)
+	defer g.cancel()
+	if err := r.publish(ctx); err != nil {
+		r.base.daemon.config.Log.Warn("boot profile not kept", "digest", r.index.Digest(), "error", err)
+	}
+	b := r.base
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.publishing, g)
+}
+
+// stopPublishing ends what profiles are kept by, so that nobody writes to the base's directory any more.
+func (b *based) stopPublishing() {
+	b.mu.Lock()
+	running := slices.Collect(maps.Keys(b.publishing))
+	b.mu.Unlock()
+	for _, g := range running {
+		g.cancel()
+		<-g.done
+	}
 }
 
 // publish keeps the profile here and beside the image. The first one that somebody recorded counts for all.
