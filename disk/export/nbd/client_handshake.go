@@ -27,8 +27,8 @@ func (c *Client) connect(ctx context.Context) (net.Conn, *bufio.Reader, peerTerm
 	if err != nil {
 		return nil, nil, peerTerms{}, c.errorf(fault.Unavailable, "%w", err)
 	}
+	_ = conn.SetDeadline(time.Now().Add(negotiationTime)) // before that of the context, which is the last word
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	_ = conn.SetDeadline(time.Now().Add(negotiationTime))
 	n := clientNegotiation{in: bufio.NewReaderSize(conn, clientBuffer), out: conn, name: c.name, context: contextAllocation}
 	if c.dialer.Depth {
 		n.context = contextDepth

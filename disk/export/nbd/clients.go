@@ -25,6 +25,16 @@ func (p *peer) isStopped() bool {
 	return p.stopped
 }
 
+// negotiate says that the negotiation begins, and ends it when it takes long; not when the server stops.
+func (p *peer) negotiate() (bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopped {
+		return false, nil
+	}
+	return true, p.conn.SetDeadline(time.Now().Add(negotiationTime))
+}
+
 // transmit says that the transmission phase begins, or with nil that it ended; not when the server stops.
 func (p *peer) transmit(s *socket) bool {
 	p.mu.Lock()
@@ -81,9 +91,6 @@ func (c *clients) stop(hard bool) {
 // negotiate is the handshake phase of one connection; early is what the client
 // sent of the next phase.
 func (s *Server) negotiate(conn net.Conn, device export.Device) (t terms, early []byte, err error) {
-	if err := conn.SetDeadline(time.Now().Add(negotiationTime)); err != nil {
-		return t, nil, err
-	}
 	n := negotiation{in: bufio.NewReaderSize(conn, 512), out: bufio.NewWriterSize(conn, 4096), names: s.config.Names,
 		description: s.config.Description, terms: terms{size: device.Size(), readOnly: device.ReadOnly()}}
 	n.flags = flagHasFlags | flagFlush | flagFUA | flagMultiConn | flagCache

@@ -21,8 +21,8 @@ import (
 
 const (
 	defaultGrace       = 2 * time.Second
-	stuckAfter         = 5 * time.Second
-	negotiationTime    = 10 * time.Second
+	stuckAfter         = time.Minute
+	negotiationTime    = time.Minute
 	defaultConnections = 32
 	acceptAgain        = 50 * time.Millisecond
 )
@@ -172,6 +172,9 @@ func passes(err error) bool {
 // serve serves one client to its end.
 func (s *Server) serve(ctx context.Context, client *peer, device export.Device) error {
 	defer client.conn.Close()
+	if goOn, err := client.negotiate(); err != nil || !goOn {
+		return err
+	}
 	t, early, err := s.negotiate(client.conn, device)
 	if err != nil {
 		return err
