@@ -13,7 +13,7 @@ import (
 func scenario(t *testing.T, tools *Tools, seed uint64, s Subject) (result Result, err error) {
 	t.Helper()
 	// Time in the bubble is not time: one that hangs is told apart by the real clock.
-	watch := time.AfterFunc(time.Minute, func() { panic(fmt.Sprintf("%s %s hangs: HAYLOFT_PROOF_SEED=%d", s.Name, s.Mode, seed)) })
+	watch := time.AfterFunc(5*time.Minute, func() { panic(fmt.Sprintf("%s %s hangs: HAYLOFT_PROOF_SEED=%d", s.Name, s.Mode, seed)) })
 	defer watch.Stop()
 	defer func() {
 		if r := recover(); r != nil { // goroutines that are left, or wait for ever

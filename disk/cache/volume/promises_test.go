@@ -125,36 +125,36 @@ func TestAnotherOwnerStopsDraining(t *testing.T) {
 // A flushed record that rotted is told, one that was never promised is dropped.
 func TestRotInTheLog(t *testing.T) {
 	for _, flushed := range []bool{true, false} {
-		b := newBench(t.Fatalf, 1, 8*chunkSize, 8*chunkSize, cache.Back, 0)
-		b.open()
-		b.source.Unreachable(true) // after the mark, so that nothing drains
-		b.source.Unreachable(false)
-		b.write(pattern(1000, 1), 0, false)
-		b.source.Unreachable(true)
-		if flushed {
-			b.check("flush", b.volume.Flush(background))
-		}
-		b.write(pattern(1000, 2), 5000, false)
-		b.kill()
-		b.source.Unreachable(false)
-		file, err := b.host.Dir().Open(logFile)
-		b.check("log", err)
-		if _, err := file.WriteAt([]byte{0xff, 0x01}, logStart+recordSize+50); err != nil {
-			t.Fatal(err)
-		}
-		c := b.config
-		c.Dir, c.Source, c.Boot = b.host.Dir(), b.source.Open(b.host), "boot 1"
-		v, err := Open(background, c)
-		if flushed {
-			wantClass(t, err, fault.Corrupt)
-			continue
-		}
-		b.check("open", err)
-		b.volume = v
-		if i := differ(b.read(0, 8*chunkSize), b.original); i >= 0 {
-			t.Errorf("byte %d is not that of before", i)
-		}
-		b.close()
+		synctest.Test(t, func(t *testing.T) { // in no time: nothing drains
+			b := newBench(t.Fatalf, 1, 8*chunkSize, 8*chunkSize, cache.Back, 0)
+			b.open()
+			b.write(pattern(1000, 1), 0, false)
+			b.source.Unreachable(true) // after the mark, so that nothing drains
+			if flushed {
+				b.check("flush", b.volume.Flush(background))
+			}
+			b.write(pattern(1000, 2), 5000, false)
+			b.kill()
+			b.source.Unreachable(false)
+			file, err := b.host.Dir().Open(logFile)
+			b.check("log", err)
+			if _, err := file.WriteAt([]byte{0xff, 0x01}, logStart+recordSize+50); err != nil {
+				t.Fatal(err)
+			}
+			c := b.config
+			c.Dir, c.Source, c.Boot = b.host.Dir(), b.source.Open(b.host), "boot 1"
+			v, err := Open(background, c)
+			if flushed {
+				wantClass(t, err, fault.Corrupt)
+				return
+			}
+			b.check("open", err)
+			b.volume = v
+			if i := differ(b.read(0, 8*chunkSize), b.original); i >= 0 {
+				t.Errorf("byte %d is not that of before", i)
+			}
+			b.close()
+		})
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"io"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 
 	"hayloft/disk/cache"
 	"hayloft/disk/cache/storage"
@@ -51,67 +52,72 @@ func openQuick(t testing.TB, mode cache.Mode) cache.Volume {
 	return v
 }
 
-func TestHitsAllocateNothing(t *testing.T) {
+// inNoTime runs f for each mode while no time passes, so that nothing drains for its age.
+func inNoTime(t *testing.T, f func(t *testing.T, mode cache.Mode)) {
 	for _, mode := range allModes {
 		t.Run(string(mode), func(t *testing.T) {
-			v := openQuick(t, mode)
-			quick := v.(export.Quick)
-			p := make([]byte, 512) // so that all of them find room in the log while nothing drains
-			at := int64(0)
-			next := func() int64 { at = (at + 12288 + 4096) % quickSize; return at }
-			read := func() {
-				if done, err := quick.TryReadAt(p, next()); !done || err != nil {
-					t.Fatalf("read at %d: %v, %v", at, done, err)
-				}
-			}
-			write := func() {
-				if done, err := quick.TryWriteAt(p, next()); !done || err != nil {
-					t.Fatalf("write at %d: %v, %v", at, done, err)
-				}
-			}
-			if n := testing.AllocsPerRun(1000, read); n != 0 {
-				t.Errorf("%v allocations a read", n)
-			}
-			if mode == cache.Around || mode == cache.Through {
-				if done, _ := quick.TryWriteAt(p, 0); done {
-					t.Error("a write was acknowledged before the source had it")
-				}
-				return
-			}
-			for range 512 { // as many ranges as there will be
-				write()
-			}
-			if n := testing.AllocsPerRun(1000, write); n != 0 {
-				t.Errorf("%v allocations a write", n)
-			}
-			if n := testing.AllocsPerRun(1000, read); n != 0 {
-				t.Errorf("%v allocations a read of what was written", n)
-			}
+			synctest.Test(t, func(t *testing.T) { f(t, mode) })
 		})
 	}
 }
 
+func TestHitsAllocateNothing(t *testing.T) {
+	inNoTime(t, func(t *testing.T, mode cache.Mode) {
+		v := openQuick(t, mode)
+		quick := v.(export.Quick)
+		p := make([]byte, 512) // so that all of them find room in the log while nothing drains
+		at := int64(0)
+		next := func() int64 { at = (at + 12288 + 4096) % quickSize; return at }
+		read := func() {
+			if done, err := quick.TryReadAt(p, next()); !done || err != nil {
+				t.Fatalf("read at %d: %v, %v", at, done, err)
+			}
+		}
+		write := func() {
+			if done, err := quick.TryWriteAt(p, next()); !done || err != nil {
+				t.Fatalf("write at %d: %v, %v", at, done, err)
+			}
+		}
+		if n := testing.AllocsPerRun(1000, read); n != 0 {
+			t.Errorf("%v allocations a read", n)
+		}
+		if mode == cache.Around || mode == cache.Through {
+			if done, _ := quick.TryWriteAt(p, 0); done {
+				t.Error("a write was acknowledged before the source had it")
+			}
+			return
+		}
+		for range 512 { // as many ranges as there will be
+			write()
+		}
+		if n := testing.AllocsPerRun(1000, write); n != 0 {
+			t.Errorf("%v allocations a write", n)
+		}
+		if n := testing.AllocsPerRun(1000, read); n != 0 {
+			t.Errorf("%v allocations a read of what was written", n)
+		}
+	})
+}
+
 func TestTryFile(t *testing.T) {
-	for _, mode := range allModes {
-		t.Run(string(mode), func(t *testing.T) {
-			v := openQuick(t, mode)
-			quick := v.(export.Quick)
-			fd, at, ok := quick.TryFile(5*chunkSize+7, 9000)
-			if !ok || fd == 0 || at != 5*chunkSize+7 {
-				t.Fatalf("file %d at %d, %v", fd, at, ok)
-			}
-			if _, _, ok := quick.TryFile(quickSize-1, 2); ok {
-				t.Error("beyond the end")
-			}
-			if err := v.WriteAt(context.Background(), pattern(100, 3), 5*chunkSize, false); err != nil {
-				t.Fatal(err)
-			}
-			_, _, ok = quick.TryFile(5*chunkSize+7, 9000)
-			if want := mode == cache.Through || mode == cache.Offline; ok != want {
-				t.Errorf("after a write: %v", ok)
-			}
-		})
-	}
+	inNoTime(t, func(t *testing.T, mode cache.Mode) {
+		v := openQuick(t, mode)
+		quick := v.(export.Quick)
+		fd, at, ok := quick.TryFile(5*chunkSize+7, 9000)
+		if !ok || fd == 0 || at != 5*chunkSize+7 {
+			t.Fatalf("file %d at %d, %v", fd, at, ok)
+		}
+		if _, _, ok := quick.TryFile(quickSize-1, 2); ok {
+			t.Error("beyond the end")
+		}
+		if err := v.WriteAt(context.Background(), pattern(100, 3), 5*chunkSize, false); err != nil {
+			t.Fatal(err)
+		}
+		_, _, ok = quick.TryFile(5*chunkSize+7, 9000)
+		if want := mode == cache.Through || mode == cache.Offline; ok != want {
+			t.Errorf("after a write: %v", ok)
+		}
+	})
 }
 
 func TestFilesArePrivate(t *testing.T) {

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -369,12 +368,11 @@ func TestSparse(t *testing.T) {
 	for i := range int64(1000) {
 		must(f.WriteAt([]byte{1}, i<<30))
 	}
-	started := time.Now()
-	ok(t, f.Punch(1<<20, 1<<40))
+	ok(t, f.Punch(1<<20, 1<<40)) // sector by sector, this would not come to its end
 	ok(t, f.Sync())
 	d.Cut()
-	if d.Used() != 0 && d.Used() != Sector || time.Since(started) > time.Second {
-		t.Fatalf("used %d after %v", d.Used(), time.Since(started))
+	if d.Used() != 0 && d.Used() != Sector {
+		t.Fatalf("used %d", d.Used())
 	}
 }
 
