@@ -154,7 +154,7 @@ func (f *FileSystem) Remove(name string) {
 	}
 }
 
-// Close removes all files and unmounts, also when files are open. It waits for at most a few seconds; fault.Busy when
+// Close removes all files and unmounts, also when files are open. It waits for at most a minute; fault.Busy when
 // that was not enough.
 func (f *FileSystem) Close() error {
 	f.closing.Do(func() {
@@ -189,7 +189,7 @@ func (f *FileSystem) Close() error {
 }
 
 const (
-	closeLimit        = 10 * time.Second
+	closeLimit        = time.Minute
 	defaultUnattended = 10 * time.Minute
 )
 

@@ -22,7 +22,7 @@ const (
 	maxRequest = 512 << 10 // bytes of one read or write
 	readAhead  = 1024      // KiB that the kernel reads ahead at most
 	background = 64        // reads ahead and direct requests at a time; those that somebody waits for do not count
-	statLimit  = 2 * time.Second
+	statLimit  = 30 * time.Second
 )
 
 func (f *FileSystem) mount(ctx context.Context) (err error) {
