@@ -144,7 +144,7 @@ func (k kernel) TakeDown(ctx context.Context, s kernelcache.Spec) error {
 			return err
 		}
 		// udev may look at a device that has just been let go of, and give it to bcache again.
-		for try := 0; ; try++ {
+		for began := time.Now(); ; {
 			if part != "" {
 				if err := unregister(ctx, found); err != nil {
 					return err
@@ -154,7 +154,7 @@ func (k kernel) TakeDown(ctx context.Context, s kernelcache.Spec) error {
 			if err == nil {
 				break
 			}
-			if part == "" || try == 3 || !fault.Is(err, fault.Busy) {
+			if part == "" || time.Since(began) > slow || !fault.Is(err, fault.Busy) {
 				return err
 			}
 		}
@@ -162,16 +162,18 @@ func (k kernel) TakeDown(ctx context.Context, s kernelcache.Spec) error {
 	return nil
 }
 
-// poll asks again until it is so, for a time in which a slow machine comes to it.
+// slow is a time in which a slow machine comes to it.
+const slow = 2 * time.Minute
+
+// poll asks again until it is so, for as long as a slow machine may take.
 func poll(ctx context.Context, what string, so func() (bool, error)) error {
-	const limit = 20 * time.Second
 	began := time.Now()
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
 		if yes, err := so(); err != nil || yes {
 			return err
 		}
-		if time.Since(began) > limit {
-			return fault.Errorf(fault.Unavailable, "%s: not after %s", what, limit)
+		if time.Since(began) > slow {
+			return fault.Errorf(fault.Unavailable, "%s: not after %s", what, slow)
 		}
 		select {
 		case <-ctx.Done():

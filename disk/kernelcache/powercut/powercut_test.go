@@ -41,7 +41,7 @@ func TestPowerCut(t *testing.T) {
 			attach: `[ -e /work/fuse/disk ] || {
 	modprobe -q fuse; mount /dev/vdg /mnt; mkdir -p /mnt/cache
 	/programs/attached serve /dev/vdf /mnt/cache /work/fuse >/dev/null &
-	for i in $(seq 600); do [ ! -e /work/fuse/disk ] || break; sleep 0.05; done
+	for i in $(seq 2400); do [ ! -e /work/fuse/disk ] || break; sleep 0.05; done
 }`,
 			flush: "kill $(pidof attached); umount -l /work/fuse; /programs/attached settle /dev/vdf /mnt/cache; umount /mnt"},
 	} {
