@@ -52,7 +52,7 @@ type Config struct {
 	// Programs are files of the outside that the guest has, read-only and executable, below /programs.
 	Programs map[string]string
 	Network  Network
-	Limit    time.Duration     // for a boot; 0: 3 minutes
+	Limit    time.Duration     // for a boot; 0: 6 minutes
 	Log      func(line string) // gets a line when something must be built; may be nil
 }
 
@@ -141,7 +141,7 @@ func (g *Guest) Boot(ctx context.Context) error {
 	}
 	limit := g.config.Limit
 	if limit == 0 {
-		limit = 3 * time.Minute
+		limit = 6 * time.Minute
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

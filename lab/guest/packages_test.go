@@ -161,12 +161,23 @@ func (r *runner) run(ctx context.Context, t *testing.T, p inner, name string) {
 	t.Logf("%.1f s of CPU; in the guest:\n%s", r.guest.CPUSeconds()-before, output)
 	if err != nil {
 		t.Error(err)
-	} else if left := r.leftovers(ctx, t); left != r.clean {
+	} else if left := r.leftAtLast(ctx, t); left != r.clean {
 		t.Errorf("%s left devices or mounts behind: %s", name, without(left, r.clean))
 	}
 	if t.Failed() {
 		t.Logf("console: %s", r.guest.Console())
 		r.end(t)
+	}
+}
+
+// leavingLimit is how long what goes by itself is waited for: a device that udev has open goes when that has closed it.
+const leavingLimit = 2 * time.Minute
+
+func (r *runner) leftAtLast(ctx context.Context, t *testing.T) string {
+	for end := time.Now().Add(leavingLimit); ; time.Sleep(200 * time.Millisecond) {
+		if left := r.leftovers(ctx, t); left == r.clean || t.Failed() || time.Now().After(end) {
+			return left
+		}
 	}
 }
 

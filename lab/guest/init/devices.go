@@ -18,7 +18,7 @@ func startDevices(ctx context.Context) error {
 	for _, step := range []command.Cmd{
 		{Name: "/lib/systemd/systemd-udevd", Args: []string{"--daemon", "--resolve-names=never"}},
 		{Name: "udevadm", Args: []string{"trigger", "--action=add", "--subsystem-match=block"}},
-		{Name: "udevadm", Args: []string{"settle", "--timeout=60"}},
+		{Name: "udevadm", Args: []string{"settle", "--timeout=300"}},
 	} {
 		if _, err := run.Run(ctx, step); err != nil {
 			return err

@@ -18,14 +18,20 @@ import (
 	"hayloft/lab/guest/channel"
 )
 
-// waitDelay is how long the output of a program that ended is waited for.
-const waitDelay = 3 * time.Second
+// waitDelay is how long the output of a program that ended is waited for, on a machine that may stand still for seconds.
+const waitDelay = 20 * time.Second
 
 // server does what the outside asks for.
 type server struct {
 	conn    *channel.Conn
 	mutex   sync.Mutex
-	running map[uint32]*exec.Cmd
+	running map[uint32]*program
+}
+
+// program is one that was asked for. It may be killed before it starts.
+type program struct {
+	cmd    *exec.Cmd // nil before
+	killed bool
 }
 
 func serve(ctx context.Context) error {
@@ -37,7 +43,7 @@ func serve(ctx context.Context) error {
 		return err
 	}
 	defer port.Close()
-	s := &server{conn: channel.New(port), running: map[uint32]*exec.Cmd{}}
+	s := &server{conn: channel.New(port), running: map[uint32]*program{}}
 	if err := s.conn.Send(channel.Frame{Kind: channel.Ready}); err != nil {
 		return err
 	}
@@ -48,7 +54,8 @@ func serve(ctx context.Context) error {
 		}
 		switch f.Kind {
 		case channel.Run:
-			go s.run(f)
+			one := s.begin(f.Number)
+			go s.run(f, one)
 		case channel.Put:
 			s.end(f.Number, 0, put(f.Payload)) // in order: a file comes in parts
 		case channel.Kill:
@@ -93,7 +100,23 @@ func (s *server) started(number uint32) error {
 	return s.conn.Send(channel.Frame{Kind: channel.Stdout, Number: number, Payload: []byte("started\n")})
 }
 
-func (s *server) run(f channel.Frame) {
+// begin comes before the next frame, which may be about this one.
+func (s *server) begin(number uint32) *program {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	one := &program{}
+	s.running[number] = one
+	return one
+}
+
+func (s *server) forget(number uint32) {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	delete(s.running, number)
+}
+
+func (s *server) run(f channel.Frame, one *program) {
+	defer s.forget(f.Number)
 	var c channel.Command
 	if err := json.Unmarshal(f.Payload, &c); err != nil {
 		s.end(f.Number, 0, err)
@@ -107,20 +130,11 @@ func (s *server) run(f channel.Frame) {
 	cmd.Stdout = output{s.conn, channel.Stdout, f.Number}
 	cmd.Stderr = output{s.conn, channel.Stderr, f.Number}
 	cmd.WaitDelay = waitDelay // a daemon may keep its parent's output open
-	s.mutex.Lock()
-	err := cmd.Start()
-	if err == nil {
-		s.running[f.Number] = cmd
-	}
-	s.mutex.Unlock()
-	if err != nil {
+	if err := s.start(cmd, one); err != nil {
 		s.end(f.Number, 0, err)
 		return
 	}
-	err = cmd.Wait()
-	s.mutex.Lock()
-	delete(s.running, f.Number)
-	s.mutex.Unlock()
+	err := cmd.Wait()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) || errors.Is(err, exec.ErrWaitDelay) {
 		err = nil
@@ -128,11 +142,29 @@ func (s *server) run(f channel.Frame) {
 	s.end(f.Number, cmd.ProcessState.ExitCode(), err)
 }
 
+func (s *server) start(cmd *exec.Cmd, one *program) error {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	if one.killed {
+		return errors.New("killed before it was started")
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	one.cmd = cmd
+	return nil
+}
+
 func (s *server) kill(number uint32) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
-	if cmd := s.running[number]; cmd != nil {
-		cmd.Process.Kill() // it may have ended by now
+	one := s.running[number]
+	if one == nil {
+		return // ended
+	}
+	one.killed = true
+	if one.cmd != nil {
+		one.cmd.Process.Kill() // it may have ended by now
 	}
 }
 

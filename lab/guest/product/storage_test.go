@@ -116,14 +116,35 @@ func (p *product) foreign() string {
 // nothingLeft checks that nothing of the product is there after its end.
 func (p *product) nothingLeft() {
 	p.Helper()
-	if after := p.foreign(); after != p.before {
-		p.Errorf("before:\n%s\nafter:\n%s", p.before, after)
-	}
-	if left := p.sh("pgrep -fa '" + p.dir + "' | grep -v pgrep || true"); left != "" {
-		p.Errorf("left processes: %s", left)
-	}
+	p.atLast(func() error { // what udev has open goes when that has closed it
+		if after := p.foreign(); after != p.before {
+			return fmt.Errorf("before:\n%s\nafter:\n%s", p.before, after)
+		}
+		return nil
+	})
+	p.atLast(func() error {
+		if left := p.sh("pgrep -fa '" + p.dir + "' | grep -v pgrep || true"); left != "" {
+			return fmt.Errorf("left processes: %s", left)
+		}
+		return nil
+	})
 	if entries, err := os.ReadDir(p.dir + "/state"); !os.IsNotExist(err) {
 		p.Errorf("left in the state directory: %v %v", entries, err)
+	}
+}
+
+// atLast looks again for a while, and then tells what is wrong still.
+func (p *product) atLast(look func() error) {
+	p.Helper()
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
+		err := look()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			p.Error(err)
+			return
+		}
 	}
 }
 
