@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -44,8 +45,9 @@ type Config struct {
 // Store implements localstore.Volumes.
 type Store struct {
 	Config
-	dir   string
-	locks *volumelock.Locks
+	dir      string
+	locks    *volumelock.Locks
+	patience time.Duration // see openTime
 }
 
 var _ localstore.Volumes = (*Store)(nil)
@@ -95,7 +97,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.Statfs == nil {
 		c.Statfs = unix.Statfs
 	}
-	s := &Store{Config: c, dir: filepath.Join(c.Root, volumesDir)}
+	s := &Store{Config: c, dir: filepath.Join(c.Root, volumesDir), patience: openTime}
 	// Hypervisors pass through it, and read nothing but what is theirs.
 	if err := os.MkdirAll(s.dir, 0o711); err != nil {
 		return nil, s.errorf(err)

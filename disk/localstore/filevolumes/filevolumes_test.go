@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +32,7 @@ func place(dir string, layout localstore.Layout, snapshots bool) volumestest.Pla
 			if err != nil {
 				t.Fatal(err)
 			}
+			s.SetPatience(time.Second)
 			return s
 		},
 		Foreign: func(t *testing.T, name string) func() error {

@@ -76,7 +76,7 @@ func (s *Store) Unprovision(ctx context.Context, name string) error {
 
 // openTime is how long a volume may still be open that somebody has just let go of: a program that outlives by a moment the
 // agent which ran it.
-const openTime = 4 * time.Second
+const openTime = 20 * time.Second
 
 // remove removes a volume that nobody has open. It is locked.
 func (s *Store) remove(ctx context.Context, name string) error {
@@ -85,7 +85,7 @@ func (s *Store) remove(ctx context.Context, name string) error {
 		return err
 	}
 	defer f.Close() // the lease goes with it
-	if err := leaseSoon(ctx, f); err != nil {
+	if err := s.leaseSoon(ctx, f); err != nil {
 		return fault.Errorf(fault.ClassOf(err), "volume %s: %w", name, err)
 	}
 	gone := s.path(goneStart + name)
@@ -98,9 +98,9 @@ func (s *Store) remove(ctx context.Context, name string) error {
 	return errors.Join(syncDir(s.dir), os.RemoveAll(gone))
 }
 
-// leaseSoon is lease, tried for openTime.
-func leaseSoon(ctx context.Context, f *os.File) error {
-	limit := time.NewTimer(openTime)
+// leaseSoon is lease, tried until the store's patience ends.
+func (s *Store) leaseSoon(ctx context.Context, f *os.File) error {
+	limit := time.NewTimer(s.patience)
 	defer limit.Stop()
 	poll := time.NewTicker(50 * time.Millisecond)
 	defer poll.Stop()
@@ -145,6 +145,11 @@ func (s *Store) Rename(ctx context.Context, from, to string) (localstore.Volume,
 		return localstore.Volume{}, s.errorf(err)
 	}
 	defer unlock()
+	leave, err := s.locks.Lock(ctx, theSpace) // who counts meanwhile would miss it
+	if err != nil {
+		return localstore.Volume{}, s.errorf(err)
+	}
+	defer leave()
 	e, err := s.rename(from, to)
 	if err != nil {
 		return localstore.Volume{}, s.errorf(err)

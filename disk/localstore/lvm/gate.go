@@ -2,6 +2,7 @@ package lvm
 
 import (
 	"context"
+	"sync"
 
 	"hayloft/disk/localstore/volumelock"
 )
@@ -12,6 +13,9 @@ type gate struct {
 	locks *volumelock.Locks
 	turn  chan struct{} // held by the one inside
 	queue chan struct{} // those who wait and the one inside; only its length counts
+
+	// going keeps those apart who leave the queue: who is the last must know it.
+	going sync.Mutex
 
 	// Of the one inside:
 	unlock func()
@@ -39,7 +43,7 @@ func (g *gate) enter(ctx context.Context) (leave func(), err error) {
 	select {
 	case g.turn <- struct{}{}:
 	case <-ctx.Done():
-		<-g.queue
+		g.giveUp()
 		return nil, ctx.Err()
 	}
 	if g.unlock == nil {
@@ -53,11 +57,32 @@ func (g *gate) enter(ctx context.Context) (leave func(), err error) {
 }
 
 func (g *gate) leave() {
+	g.going.Lock()
+	defer g.going.Unlock()
 	<-g.queue
 	g.passed++
 	if len(g.queue) == 0 || g.passed >= maxPassed {
-		g.unlock()
-		g.unlock, g.known, g.passed = nil, nil, 0
+		g.release()
 	}
 	<-g.turn
+}
+
+// giveUp leaves the queue without having been inside. The one who left may have kept the lock for this caller.
+func (g *gate) giveUp() {
+	g.going.Lock()
+	defer g.going.Unlock()
+	<-g.queue
+	select {
+	case g.turn <- struct{}{}:
+		if len(g.queue) == 0 && g.unlock != nil {
+			g.release()
+		}
+		<-g.turn
+	default: // who is inside sees to it
+	}
+}
+
+func (g *gate) release() {
+	g.unlock()
+	g.unlock, g.known, g.passed = nil, nil, 0
 }

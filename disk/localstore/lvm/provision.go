@@ -141,7 +141,7 @@ func (s *Store) create(ctx context.Context, v localstore.VolumeSpec, size int64,
 		}
 		return nil, err
 	}
-	return &entry{Volume: lvm.Volume{Group: s.group, Name: n.Name, Size: size, Thin: s.thin(), Tags: n.Tags, Active: true}, name: v.Name,
+	return &entry{Volume: lvm.Volume{Group: s.group, Name: n.Name, Size: size, Thin: s.thin(), Pool: n.Pool, Tags: n.Tags, Active: true}, name: v.Name,
 		making: !s.thin(), raw: v.Raw, wiped: wiped, uid: v.UID, gid: v.GID}, nil
 }
 

@@ -128,7 +128,7 @@ func (s *Store) snap(ctx context.Context, origin entry, v localstore.VolumeSpec,
 		return nil, err
 	}
 	s.Log.Info("volume provisioned as a snapshot", "volume", v.Name, "of", origin.name, "bytes", origin.Size, "store", s.Path)
-	return &entry{Volume: lvm.Volume{Group: s.group, Name: name, Size: origin.Size, Thin: true, Tags: tags, Active: true}, name: v.Name,
+	return &entry{Volume: lvm.Volume{Group: s.group, Name: name, Size: origin.Size, Thin: true, Pool: origin.Pool, Tags: tags, Active: true}, name: v.Name,
 		wiped: origin.Size, uid: v.UID, gid: v.GID, of: origin.UUID}, nil
 }
 

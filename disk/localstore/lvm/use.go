@@ -16,7 +16,7 @@ import (
 )
 
 // nodeTime is for how long a device node is waited for: udev on a busy host.
-const nodeTime = 20 * time.Second
+const nodeTime = 2 * time.Minute
 
 func (s *Store) activate(ctx context.Context, e *entry) error {
 	path := s.devices.path(s.group, e.Name)

@@ -69,7 +69,7 @@ func (l *Locks) Lock(ctx context.Context, name string) (unlock func(), err error
 	for pause := time.Millisecond; ; pause = min(2*pause, maxPause) {
 		err := l.ask(f, name)
 		if err == nil {
-			return sync.OnceFunc(func() { _ = f.Close(); leave() }), nil
+			return l.unlocking(f, name, leave), nil
 		}
 		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
 			_ = f.Close()
@@ -107,14 +107,26 @@ func (l *Locks) TryLock(name string) (unlock func(), ok bool, err error) {
 		}
 		return nil, false, fmt.Errorf("lock %s: %w", l.path, err)
 	}
-	return sync.OnceFunc(func() { _ = f.Close(); leave() }), true, nil
+	return l.unlocking(f, name, leave), true, nil
+}
+
+// unlocking lets go of the byte, which closing the file alone does not while a program is being started: until that runs, it
+// has what this process has open.
+func (l *Locks) unlocking(f *os.File, name string, leave func()) func() {
+	return sync.OnceFunc(func() {
+		_ = l.set(f, name, unix.F_UNLCK)
+		_ = f.Close()
+		leave()
+	})
 }
 
 // ask the kernel for the byte of the name.
-func (l *Locks) ask(f *os.File, name string) error {
+func (l *Locks) ask(f *os.File, name string) error { return l.set(f, name, unix.F_WRLCK) }
+
+func (l *Locks) set(f *os.File, name string, kind int16) error {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(name))
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: 0, Start: int64(h.Sum64() >> 2), Len: 1}
+	lock := unix.Flock_t{Type: kind, Whence: 0, Start: int64(h.Sum64() >> 2), Len: 1}
 	for {
 		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock)
 		if !errors.Is(err, unix.EINTR) {
