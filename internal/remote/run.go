@@ -23,12 +23,13 @@ const (
 	stderrTail = 4096     // bytes of it that an error holds
 	maxOutput  = 64 << 20 // bytes that a program may say
 	endGrace   = time.Second
+	killGrace  = 5 * time.Second
 )
 
 // Run implements command.Runner: the program runs on the other host, as the user that we log in as there. Its
 // arguments go through that user's shell, which must be one of the POSIX kind, each quoted. Errors are those
 // of command.Exec with the host's name before them; fault.Unavailable when the connection is lost, and nothing is
-// known of the program then. When ctx ends the program gets SIGTERM, a second later SIGKILL.
+// known of the program then. When ctx ends the program gets SIGTERM, a second later SIGKILL: see Process.End.
 func (h *Host) Run(ctx context.Context, cmd command.Cmd) ([]byte, error) {
 	if _, err := line(cmd); err != nil {
 		return nil, fmt.Errorf("host %s: %w", h, err)
@@ -213,38 +214,56 @@ func (p *Process) Wait(ctx context.Context) error {
 	}
 }
 
-// End ends the program and what it started with SIGTERM and, when that takes more than a second, SIGKILL, and
-// waits another for it. sshd itself passes signals on for some users only, so kill does it.
+// End ends the program and what it started with SIGTERM and, when that takes more than a second, SIGKILL, and waits some
+// seconds more for it. A host with much else to do gets both also when that takes longer, while the connection lasts. sshd
+// itself passes signals on for some users only, so kill does it.
 func (p *Process) End() {
-	for _, signal := range []string{"TERM", "KILL"} {
-		ctx, cancel := context.WithTimeout(p.c.host.ctx, 2*endGrace)
-		killed := make(chan struct{})
-		p.c.host.wait.Go(func() {
-			defer close(killed)
-			defer cancel()
-			c, session, err := p.c.host.session(ctx)
-			if err != nil {
-				return // its end comes with the connection's
-			}
-			defer p.c.host.release(c, true)
-			if session.Start("kill -"+signal+" -"+p.group) == nil {
-				_ = session.Wait()
-			}
-			session.Close()
-		})
-		select {
-		case <-killed:
-		case <-ctx.Done():
-		}
-		limit := time.NewTimer(endGrace)
-		select {
-		case <-p.done:
-			limit.Stop()
+	for _, signal := range []struct {
+		name  string
+		grace time.Duration
+	}{{"TERM", endGrace}, {"KILL", killGrace}} {
+		if sent := p.signal(signal.name); p.ends(sent, 2*signal.grace) || p.ends(nil, signal.grace) {
 			return
-		case <-limit.C:
 		}
 	}
 	p.c.host.wait.Go(func() { p.session.Close() })
+}
+
+// signal sends a signal to the program and what it started. The channel is closed when that is done, or has failed.
+func (p *Process) signal(name string) (sent <-chan struct{}) {
+	over := make(chan struct{})
+	p.c.host.wait.Go(func() {
+		defer close(over)
+		ctx, cancel := context.WithTimeout(p.c.host.ctx, p.c.host.config.AnswerLimit)
+		defer cancel()
+		c, session, err := p.c.host.session(ctx)
+		if err != nil {
+			return // its end comes with the connection's
+		}
+		defer p.c.host.release(c, true)
+		defer session.Close()
+		select {
+		case <-p.done: // the group's number may be another's by now
+		default:
+			if session.Start("kill -"+name+" -"+p.group) == nil {
+				_ = session.Wait()
+			}
+		}
+	})
+	return over
+}
+
+// ends waits for the program's end, up to limit or until other is closed.
+func (p *Process) ends(other <-chan struct{}, limit time.Duration) bool {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-p.done:
+		return true
+	case <-other:
+	case <-timer.C:
+	}
+	return false
 }
 
 // outcome turns the library's error into ours.
