@@ -285,8 +285,12 @@ func TestImportFromURL(t *testing.T) {
 	defer close(block)
 	repo, dir := newRepository(t)
 	get := func(name string) error {
+		stall := 2 * time.Minute
+		if name == "/stall" {
+			stall = 100 * time.Millisecond
+		}
 		_, err := image.Import(context.Background(), image.ImportOptions{Source: server.URL + name, Type: image.OS, To: repo, Name: "u",
-			Limits: image.Limits{Stall: 100 * time.Millisecond}})
+			Limits: image.Limits{Stall: stall}})
 		return err
 	}
 	for name, class := range map[string]fault.Class{"/short": fault.Unavailable, "/stall": fault.Unavailable, "/none": fault.NotFound} {

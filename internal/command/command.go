@@ -49,7 +49,11 @@ func (e *Error) Error() string {
 	return e.Cmd.Name + ": " + msg
 }
 
-const stderrTail = 4096
+const (
+	stderrTail = 4096
+	// outputDelay is how long, after a program has ended, its output may take to be read: on a busy host more than it should.
+	outputDelay = 10 * time.Second
+)
 
 // Run implements Runner.
 func (Exec) Run(ctx context.Context, c Cmd) ([]byte, error) {
@@ -61,7 +65,7 @@ func (Exec) Run(ctx context.Context, c Cmd) ([]byte, error) {
 	if c.Stdin != nil {
 		cmd.Stdin = bytes.NewReader(c.Stdin)
 	}
-	cmd.WaitDelay = 2 * time.Second
+	cmd.WaitDelay = outputDelay
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()

@@ -3,11 +3,13 @@ package durabletest
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -30,8 +32,13 @@ func Watch(t testing.TB) (dir string, w *Watched) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := server.Unmount(); err != nil {
+		err := server.Unmount()
+		for limit := time.Now().Add(2 * time.Minute); errors.Is(err, syscall.EBUSY) && time.Now().Before(limit); err = server.Unmount() {
+			time.Sleep(5 * time.Millisecond) // a process that was just started may have a copy of what the test had open
+		}
+		if err != nil {
 			t.Error(err)
+			return
 		}
 		server.Wait()
 	})
