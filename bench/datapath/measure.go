@@ -34,8 +34,24 @@ func lineArgs(l line, o options) []string {
 		fmt.Sprintf("--runtime=%dms", o.time.Milliseconds()), "--randrepeat=0", "--norandommap", "--invalidate=0"}
 }
 
-// fio runs one line on one subject.
+// longestFio bounds the runs that are tried for one sample.
+const longestFio = 4 * time.Minute
+
+// fio runs one line on one subject. A run that was too short for a single request, on a machine with much else to do, is made
+// again, longer.
 func fio(ctx context.Context, l line, o options, engine []string, more ...string) (sample, error) {
+	for {
+		s, err := fioOnce(ctx, l, o, engine, more...)
+		if err != nil || s.requests > 0 && s.iops > 0 {
+			return s, err
+		}
+		if o.time *= 2; o.time > longestFio {
+			return s, fmt.Errorf("fio did nothing")
+		}
+	}
+}
+
+func fioOnce(ctx context.Context, l line, o options, engine []string, more ...string) (sample, error) {
 	args := append([]string{"--output-format=json", "--name=" + l.String()}, append(lineArgs(l, o), engine...)...)
 	out, err := command.Exec{}.Run(ctx, command.Cmd{Name: "fio", Args: append(args, more...)})
 	if err != nil {
@@ -73,7 +89,7 @@ func parse(out []byte) (sample, error) {
 		s.iops += j.Read.IOPS + j.Write.IOPS
 		s.bytes += j.Read.Bytes + j.Write.Bytes
 	}
-	if s.requests == 0 {
+	if len(said.Jobs) == 0 {
 		return sample{}, fmt.Errorf("fio did nothing")
 	}
 	return s, nil

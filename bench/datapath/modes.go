@@ -112,7 +112,7 @@ func measureMode(ctx context.Context, o options, dir string, mode cache.Mode, de
 	return writes, time.Since(began).Seconds(), err
 }
 
-// write keeps so many writes under way until the end.
+// write keeps so many writes under way until the end, each at least one.
 func write(ctx context.Context, c *nbd.Client, end time.Time, depth int) (int64, error) {
 	var n atomic.Int64
 	var group sync.WaitGroup
@@ -121,7 +121,7 @@ func write(ctx context.Context, c *nbd.Client, end time.Time, depth int) (int64,
 		group.Go(func() {
 			p := make([]byte, writeSize)
 			random := rand.New(rand.NewPCG(uint64(w), 1))
-			for time.Now().Before(end) && failed[w] == nil {
+			for first := true; first || time.Now().Before(end) && failed[w] == nil; first = false {
 				failed[w] = c.Write(ctx, p, random.Int64N(c.Size()/writeSize)*writeSize, false)
 				if n.Add(1)%flushEvery == 0 && failed[w] == nil {
 					failed[w] = c.Flush(ctx)

@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	startsWithin = 10 * time.Second
+	startsWithin = 2 * time.Minute
 	asksEvery    = 10 * time.Millisecond
 )
 

@@ -80,7 +80,7 @@ func (s *soak) lastOf(g *golden, number int) error {
 		}
 		b, err := s.client.Base(s.ctx, *e.Base)
 		// The mark follows when all is durable.
-		for end := time.Now().Add(10 * time.Second); err == nil && !b.Complete && time.Now().Before(end); b, err = s.client.Base(s.ctx, *e.Base) {
+		for end := time.Now().Add(patience); err == nil && !b.Complete && time.Now().Before(end); b, err = s.client.Base(s.ctx, *e.Base) {
 			time.Sleep(20 * time.Millisecond)
 		}
 		if err != nil || !b.Complete {
@@ -110,21 +110,20 @@ func allocated(path string) (int64, error) {
 	return st.Blocks * 512, err
 }
 
-const endLimit = 30 * time.Second
+const endLimit = 2 * time.Minute
 
 // clearAway ends what is left of a run that failed, and says what is left of one that did not: the process ends by
 // itself when it exports nothing and its keeper is gone.
 func (s *soak) clearAway(failed bool) error {
 	var errs []error
-	status, err := askOnce(s.path("state"))
-	if failed && err == nil {
-		s.unexportAll(status)
+	if failed {
+		if status, err := askOnce(s.path("state")); err == nil {
+			s.unexportAll(status)
+		}
 	}
 	s.client.Close()
-	if err == nil {
-		if err := waitFor(status.PID, endLimit); err != nil && !failed {
-			errs = append(errs, err)
-		}
+	for end := time.Now().Add(endLimit); len(processesOf(s.dir)) > 0 && time.Now().Before(end); {
+		time.Sleep(20 * time.Millisecond)
 	}
 	left := s.leftovers()
 	if !failed {
@@ -153,16 +152,6 @@ func (s *soak) unexportAll(status blockd.Status) {
 		group.Go(func() { _ = c.Unexport(ctx, e.Name) })
 	}
 	group.Wait()
-}
-
-func waitFor(pid int, limit time.Duration) error {
-	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // it is our child, of which its keeper lets go
-		if unix.Kill(pid, 0) != nil {
-			return nil
-		}
-	}
-	return fmt.Errorf("process %d has not ended by itself after %v", pid, limit)
 }
 
 // leftovers are processes, mounts and loop devices that have to do with the run's directory.

@@ -122,7 +122,7 @@ func (w *worker) durably(ctx context.Context, f func() error) error {
 }
 
 // lateError is for how long an error of syncing may be kept back for the next who flushes.
-const lateError = 15 * time.Second
+const lateError = time.Minute
 
 // durably does what needs the source to sync. In AROUND and THRU that fails, and the cache does not try it again, when
 // the repository is away; a machine tries again.
