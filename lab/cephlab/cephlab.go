@@ -37,7 +37,7 @@ type Cluster struct {
 	daemons map[string]*daemon
 }
 
-const usable = 3 * time.Minute // it takes less than 10 seconds on a quick machine
+const usable = 5 * time.Minute // it takes less than 10 seconds on a quick machine
 
 // Start returns when images can be written.
 func Start(ctx context.Context, config Config) (_ *Cluster, err error) {

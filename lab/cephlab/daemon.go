@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"syscall"
 	"time"
+
+	"hayloft/lab/labtest"
 )
 
 // daemon is one process of the cluster.
@@ -51,8 +53,8 @@ func (d *daemon) kill() {
 	<-d.dead
 }
 
-// Stop has a daemon ("mon", "mgr", "osd") hang until Continue.
-func (c *Cluster) Stop(name string) error { return c.daemons[name].process.Signal(syscall.SIGSTOP) }
+// Stop has a daemon ("mon", "mgr", "osd") hang until Continue: it answers nothing any more when this returns.
+func (c *Cluster) Stop(name string) error { return labtest.Halt(c.daemons[name].process.Pid) }
 
 // Continue is the opposite of Stop.
 func (c *Cluster) Continue(name string) error { return c.daemons[name].process.Signal(syscall.SIGCONT) }

@@ -4,6 +4,7 @@
 package ganeshalab
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"hayloft/internal/command"
 	"hayloft/lab/ownspace"
 )
 
@@ -23,7 +25,7 @@ const (
 	portmapper = 111
 	nfs        = 2049
 	mountd     = 20048
-	startLimit = time.Minute
+	startLimit = 2 * time.Minute
 )
 
 // Server exports Dir to everybody on its loopback, root included, with NFS 3 and 4. It ends with the test.
@@ -40,7 +42,7 @@ type Server struct {
 // in both.
 func Run(t *testing.T, f func(t *testing.T, s *Server)) {
 	t.Helper()
-	ownspace.Run(t, ownspace.Mounts|ownspace.Network, func(t *testing.T) { f(t, start(t)) }, "ganesha.nfsd", "rpcbind")
+	ownspace.Run(t, ownspace.Mounts|ownspace.Network, func(t *testing.T) { f(t, start(t)) }, "ganesha.nfsd", "rpcbind", "rpcinfo")
 }
 
 func start(t *testing.T) *Server {
@@ -69,7 +71,13 @@ EXPORT { Export_Id = 1; Path = %q; Pseudo = "/export"; Access_Type = RW; Squash 
 		t.Fatal(err)
 	}
 	t.Cleanup(s.end(s.launch("rpcbind", "-f", "-w")))
-	s.await(portmapper)
+	s.await("rpcbind to answer", func() error {
+		c, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", portmapper), startLimit)
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	})
 	s.Resume()
 	t.Cleanup(s.Stop)
 	return s
@@ -100,12 +108,12 @@ func (s *Server) end(cmd *exec.Cmd) func() {
 	}
 }
 
-// await waits for a port of the loopback.
-func (s *Server) await(port int) {
+// await waits until ready gives no error.
+func (s *Server) await(what string, ready func() error) {
 	s.t.Helper()
-	for until := time.Now().Add(startLimit); time.Now().Before(until); time.Sleep(50 * time.Millisecond) {
-		if c, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", port), time.Second); err == nil {
-			c.Close()
+	var err error
+	for until := time.Now().Add(startLimit); time.Now().Before(until); time.Sleep(20 * time.Millisecond) {
+		if err = ready(); err == nil {
 			return
 		}
 	}
@@ -114,21 +122,37 @@ func (s *Server) await(port int) {
 		text, _ := os.ReadFile(f)
 		s.t.Logf("%s: %s", filepath.Base(f), text)
 	}
-	s.t.Fatalf("nobody answers at port %d", port)
+	s.t.Fatalf("waited for %s: %v", what, err)
 }
 
-// Resume starts the server again after Stop.
+// programs are those that clients ask the portmapper for, with their versions: NFS and the mount protocol.
+var programs = [][2]string{{"100003", "3"}, {"100003", "4"}, {"100005", "1"}, {"100005", "3"}}
+
+// rpcinfo asks the portmapper.
+func (s *Server) rpcinfo(args ...string) error {
+	ctx, cancel := context.WithTimeout(s.t.Context(), startLimit)
+	defer cancel()
+	_, err := command.Exec{}.Run(ctx, command.Cmd{Name: "rpcinfo", Args: args})
+	return err
+}
+
+// Resume starts the server again after Stop. It listens for a while before the portmapper knows it, so both are asked.
 func (s *Server) Resume() {
 	s.t.Helper()
 	s.daemon = s.launch("ganesha.nfsd", "-F", "-L", filepath.Join(s.state, "ganesha.log"), "-f", s.config(), "-p", "/run/ganesha.pid")
-	s.await(mountd)
-	s.await(nfs)
+	for _, p := range programs {
+		s.await("program "+p[0]+" to answer", func() error { return s.rpcinfo("-T", "tcp", "127.0.0.1", p[0], p[1]) })
+	}
 }
 
-// Stop kills the server: its connections end, new ones are refused.
+// Stop kills the server: its connections end, new ones are refused, and the portmapper forgets it.
 func (s *Server) Stop() {
-	if s.daemon != nil {
-		s.end(s.daemon)()
-		s.daemon = nil
+	if s.daemon == nil {
+		return
+	}
+	s.end(s.daemon)()
+	s.daemon = nil
+	for _, p := range programs {
+		_ = s.rpcinfo("-d", p[0], p[1]) // it may not have come so far
 	}
 }

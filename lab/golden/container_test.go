@@ -32,22 +32,23 @@ started=$!
 ready() {
 	local n=0
 	until [ "$(grep -c 'tiny: box-1 ready at 10.9.9.2' "$DIR/console")" -ge "$1" ]; do
-		n=$((n + 1)); [ $n -lt 1000 ] || { echo "no ready line $1"; cat "$DIR/console" "$DIR/log"; exit 1; }
+		n=$((n + 1)); [ $n -lt 6000 ] || { echo "no ready line $1"; cat "$DIR/console" "$DIR/log"; exit 1; }
 		kill -0 $started || { echo "lxc-start ended"; cat "$DIR/console" "$DIR/log"; exit 1; }
 		sleep 0.02
 	done
 	exec 3<>/dev/tcp/10.9.9.2/22
-	read -r -t 20 banner <&3
+	read -r -t 120 banner <&3
 	exec 3<&- 3>&-
 	echo "ready $1: $banner"
 }
 ready 1
 lxc lxc-attach -- /bin/sh -c hostname
 ls "$DIR/rootfs/root/.ssh"
+until [ -s "$DIR/rootfs/root/started" ]; do sleep 0.02; done # the start script runs beside; ends with the test's limit
 cat "$DIR/rootfs/root/started"
 lxc lxc-stop --reboot
 ready 2
-lxc lxc-stop --nokill -t 20
+lxc lxc-stop --nokill -t 120
 wait $started
 echo "stopped cleanly"
 `
@@ -79,7 +80,7 @@ func TestContainerServesRebootsAndStops(t *testing.T) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "unshare", "-mn", "--propagation", "private", "bash", "-c", containerScript)
 	cmd.Env = append(os.Environ(), "DIR="+dir, "NAME=tiny-"+filepath.Base(filepath.Dir(dir)))
-	cmd.WaitDelay = 2 * time.Second
+	cmd.WaitDelay = 20 * time.Second
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
 	err = cmd.Run()

@@ -14,7 +14,9 @@ import (
 
 func TestKernelGuestPackagesAreResolvedOnce(t *testing.T) {
 	labtest.Root(t, "apt-get")
-	cache := t.TempDir()
+	cache, state := t.TempDir(), aptState
+	aptState = []string{t.TempDir()} // the real one may change at any time
+	t.Cleanup(func() { aptState = state })
 	asked := 0
 	b := kernelGuest{run: runner(func(c command.Cmd) { asked++ })}
 	first, err := b.resolved(t.Context(), cache)

@@ -67,7 +67,8 @@ func bootOnce(t *testing.T, set Set, w way) {
 	if got := remote(t, client, "hostname"); got != guestName {
 		t.Errorf("host name %q, want %q", got, guestName)
 	}
-	if got := remote(t, client, "ip -4 -o addr show dev eth0; cat /etc/resolv.conf; cat /root/started; for p in cat sync dd md5sum nc free poweroff; do which $p || echo no $p; done"); !strings.Contains(got, "10.0.2.15/24") ||
+	// The start script runs beside.
+	if got := remote(t, client, "for i in $(seq 1200); do [ ! -s /root/started ] || break; sleep 0.1; done; ip -4 -o addr show dev eth0; cat /etc/resolv.conf; cat /root/started; for p in cat sync dd md5sum nc free poweroff; do which $p || echo no $p; done"); !strings.Contains(got, "10.0.2.15/24") ||
 		!strings.Contains(got, "nameserver 10.0.2.3") || !strings.Contains(got, "started") || strings.Contains(got, "no ") {
 		t.Errorf("in the guest: %s", got)
 	}

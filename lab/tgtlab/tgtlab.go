@@ -127,8 +127,8 @@ func (s *Server) Kill() {
 	<-s.ended
 }
 
-// Stop makes tgtd hang.
-func (s *Server) Stop() { _ = s.process.Signal(syscall.SIGSTOP) }
+// Stop makes tgtd hang: it does nothing any more when this returns.
+func (s *Server) Stop() error { return labtest.Halt(s.process.Pid) }
 
 // Continue takes Stop back.
 func (s *Server) Continue() { _ = s.process.Signal(syscall.SIGCONT) }

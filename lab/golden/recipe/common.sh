@@ -136,10 +136,14 @@ end_others() {
 	sync
 }
 
-# serve: waits for the signal to end; wait also buries orphans.
-serve() {
+# listen: the kernel drops signals that process 1 has no trap for, so this comes before anybody knows that tiny is there.
+listen() {
 	trap 'down poweroff' PWR USR1 USR2
 	trap 'down reboot' TERM INT
+}
+
+# serve: waits for the signal to end; wait also buries orphans.
+serve() {
 	while :; do
 		sleep 86400 &
 		wait $!

@@ -18,6 +18,7 @@ set_name
 set_login
 set_network
 start_ssh
+listen
 say_ready
 run_start_script
 serve
