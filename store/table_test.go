@@ -14,11 +14,12 @@ import (
 	"go.uber.org/goleak"
 
 	"hayloft/cloud/fault"
+	"hayloft/lab/leaks"
 	"hayloft/store"
 	"hayloft/store/memory"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(leaks.Patient(m)) }
 
 type machine struct {
 	Name string  `json:"name"`

@@ -7,12 +7,13 @@ import (
 	"go.uber.org/goleak"
 
 	"hayloft/cloud/fault"
+	"hayloft/lab/leaks"
 	"hayloft/store"
 	"hayloft/store/memory"
 	"hayloft/store/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(leaks.Patient(m)) }
 
 func TestConformance(t *testing.T) {
 	first := memory.New()

@@ -20,10 +20,11 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"hayloft/cloud/fault"
+	"hayloft/lab/leaks"
 	"hayloft/wire"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(leaks.Patient(m)) }
 
 func authority(t *testing.T) *Authority {
 	t.Helper()

@@ -16,12 +16,13 @@ import (
 
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
+	"hayloft/lab/leaks"
 	"hayloft/server/api"
 	"hayloft/server/api/client"
 	"hayloft/server/api/client/clienttest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(leaks.Patient(m)) }
 
 func connect(t *testing.T, s *clienttest.Server) *client.Client {
 	t.Helper()
