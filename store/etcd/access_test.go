@@ -75,7 +75,7 @@ func TestAccess(t *testing.T) {
 func TestSharedCluster(t *testing.T) {
 	socket := "unix://" + filepath.Join(t.TempDir(), "etcd")
 	here := embedded(t, Config{Dir: t.TempDir(), ClientURL: socket})
-	there, err := Connect(t.Context(), ClientConfig{Endpoints: []string{socket}, Prefix: "/elsewhere/"})
+	there, err := Connect(t.Context(), ClientConfig{Endpoints: []string{socket}, Prefix: "/elsewhere/", DialTimeout: patience})
 	if err != nil {
 		t.Fatal(err)
 	}

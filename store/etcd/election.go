@@ -16,7 +16,7 @@ import (
 )
 
 // resignLimit bounds giving up leaderships in Close; what it does not reach runs out with its lease.
-const resignLimit = 2 * time.Second
+const resignLimit = 5 * time.Second
 
 // leadership is a key under a lease of its own: a candidate's while older keys exist below the prefix,
 // the leader's after that.
@@ -54,7 +54,17 @@ func (s *Store) Campaign(ctx context.Context, name, value string) (store.Leaders
 		l.abandon()
 		return nil, s.classify(ctx, fmt.Errorf("election %s: %w", name, err))
 	}
+	if s.isClosed() { // it leads only because Close gave up the leadership of another candidate first
+		l.abandon()
+		return nil, s.closedError()
+	}
 	return l, nil
+}
+
+func (s *Store) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
 }
 
 // enter writes the candidate's key under a fresh lease and watches over it.

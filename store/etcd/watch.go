@@ -67,7 +67,7 @@ func (w *watch) run(ctx context.Context) {
 		if !resumable {
 			return
 		}
-		if progress || broken.IsZero() {
+		if progress || broken.IsZero() { // it had worked again, though perhaps nothing changed
 			broken = time.Now()
 		}
 		if time.Since(broken) > resumeLimit {
@@ -93,9 +93,10 @@ func (s *Store) changes(ctx context.Context, key string, opts ...clientv3.OpOpti
 	}
 }
 
-// stream delivers until etcd ends the watch; it can be resumed unless the history is gone.
+// stream delivers until etcd ends the watch; it can be resumed unless the history is gone. progress: etcd took it up.
 func (w *watch) stream(ctx context.Context) (progress, resumable bool) {
-	changes, end := w.store.changes(clientv3.WithRequireLeader(ctx), w.prefix, clientv3.WithPrefix(), clientv3.WithRev(w.after+1))
+	changes, end := w.store.changes(clientv3.WithRequireLeader(ctx), w.prefix, clientv3.WithPrefix(), clientv3.WithRev(w.after+1),
+		clientv3.WithCreatedNotify())
 	defer end()
 	for {
 		select {

@@ -34,6 +34,10 @@ func (s *Store) Campaign(ctx context.Context, name, value string) (store.Leaders
 	}
 	for {
 		leads, changed := s.data.leads(prefix, l)
+		if leads && s.ctx.Err() != nil { // only because Close ended the ones before it first
+			l.end()
+			return nil, fault.Errorf(fault.Unavailable, "memory store is closed")
+		}
 		if leads {
 			return l, nil
 		}

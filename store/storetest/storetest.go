@@ -14,7 +14,7 @@ import (
 )
 
 // patience bounds every wait for something that must happen; only a failing test waits that long.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // Compactor is what the suite needs of a driver to see watches close when history is forgotten.
 type Compactor interface {
