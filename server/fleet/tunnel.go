@@ -81,20 +81,23 @@ func (f *Fleet) Tunnel(stream grpc.BidiStreamingServer[wire.Frame, wire.Frame]) 
 	if err != nil {
 		return err
 	}
-	f.mu.Lock()
-	p := f.tunnels[first.Tunnel]
-	delete(f.tunnels, first.Tunnel)
-	f.mu.Unlock()
-	if p == nil || !ok || caller.Role != pki.Host || caller.Name != p.host {
-		return status.Error(codes.NotFound, "nobody waits for this tunnel")
-	}
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
 	t := &Tunnel{stream: stream, rest: first.Data, close: cancel}
 	if first.Error != "" {
 		t.failed = errors.New(first.Error)
 	}
-	p.arrived <- t
+	f.mu.Lock()
+	p := f.tunnels[first.Tunnel]
+	delete(f.tunnels, first.Tunnel)
+	good := p != nil && ok && caller.Role == pki.Host && caller.Name == p.host
+	if good {
+		p.arrived <- t // under the lock, so that who gives up waiting finds it there, or nobody comes any more
+	}
+	f.mu.Unlock()
+	if !good {
+		return status.Error(codes.NotFound, "nobody waits for this tunnel")
+	}
 	<-ctx.Done()
 	return nil
 }

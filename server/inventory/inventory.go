@@ -66,7 +66,7 @@ func Open(ctx context.Context, s store.Store, log *slog.Logger) (*Inventory, err
 }
 
 // Run follows the store until ctx ends. A watch that broke is replaced by a full reload, after which
-// every subscriber sees every object as changed.
+// every subscriber sees every object as changed, and those as deleted that are not there any more.
 func (inv *Inventory) Run(ctx context.Context) error {
 	for {
 		inv.mu.RLock()
@@ -96,6 +96,7 @@ func (inv *Inventory) reload(ctx context.Context) error {
 	}
 	inv.mu.Lock()
 	defer inv.mu.Unlock()
+	before := inv.known()
 	inv.hosts, inv.clusters = rows[cloud.Host]{}, rows[cloud.Cluster]{}
 	inv.datastores, inv.images = rows[cloud.Datastore]{}, rows[cloud.Image]{}
 	inv.templates, inv.vms, inv.networks = rows[cloud.VMTemplate]{}, rows[cloud.VM]{}, rows[cloud.Network]{}
@@ -104,8 +105,36 @@ func (inv *Inventory) reload(ctx context.Context) error {
 	for _, rec := range records {
 		inv.applyOne(store.Event{Record: rec})
 	}
+	now := inv.known()
+	for c := range before {
+		if !now[c] {
+			inv.tell(c)
+		}
+	}
 	inv.advance(revision)
 	return nil
+}
+
+// known are the changes that tell of the end of each object there is, under the lock.
+func (inv *Inventory) known() map[Change]bool {
+	all := map[Change]bool{}
+	gone(all, cloud.KindHost, inv.hosts)
+	gone(all, cloud.KindCluster, inv.clusters)
+	gone(all, cloud.KindDatastore, inv.datastores)
+	gone(all, cloud.KindImage, inv.images)
+	gone(all, cloud.KindTemplate, inv.templates)
+	gone(all, cloud.KindVM, inv.vms)
+	gone(all, cloud.KindNetwork, inv.networks)
+	for _, p := range inv.prefetches {
+		all[Change{Kind: cloud.KindPrefetch, ID: p.HostID, Deleted: true}] = true
+	}
+	return all
+}
+
+func gone[T any](all map[Change]bool, kind string, r rows[T]) {
+	for id := range r {
+		all[Change{Kind: kind, ID: id, Deleted: true}] = true
+	}
 }
 
 func (inv *Inventory) apply(batch []store.Event) {

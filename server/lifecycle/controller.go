@@ -99,15 +99,29 @@ func (c *Controller) lead(ctx context.Context, lead store.Leadership) error {
 	}()
 	c.fence = lead.Fence()
 	importers := newImporters(c)
-	defer importers.wait()
+	defer func() {
+		cancel(nil)
+		importers.wait()
+	}()
 	importers.group.Go(func() { importers.sweep(ctx) })
 	defer func() {
-		bounded, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		limit := resignLimit
+		if ctx.Err() == nil {
+			limit = resignPatience
+		}
+		bounded, done := context.WithTimeout(context.WithoutCancel(ctx), limit)
 		defer done()
 		_ = lead.Resign(bounded)
 	}()
 	return c.loop(ctx, importers)
 }
+
+// How long a leadership may take to be given up, when this server ends and when it goes on after an error of the store: what is not
+// given up keeps everybody waiting until its lease runs out.
+const (
+	resignLimit    = 2 * time.Second
+	resignPatience = time.Minute
+)
 
 // loop reacts to what changes; everything it does can be done again.
 func (c *Controller) loop(ctx context.Context, importers *importers) error {
@@ -126,7 +140,7 @@ func (c *Controller) loop(ctx context.Context, importers *importers) error {
 	place := true
 	for {
 		importers.start(ctx)
-		absent.watch(c.inv.AllHosts())
+		absent.watch(c.inv.AllHosts(), c.hasRunning)
 		if place {
 			if err := c.schedule(ctx); err != nil && !fault.Is(err, fault.Busy) {
 				return err
@@ -143,9 +157,12 @@ func (c *Controller) loop(ctx context.Context, importers *importers) error {
 			}
 		case <-tick:
 			place = true
-		case host := <-absent.due:
-			if err := c.giveUp(ctx, host); err != nil && !fault.Is(err, fault.WrongState) && !fault.Is(err, fault.NotFound) {
-				return err
+		case <-absent.wake:
+			for _, host := range absent.take() {
+				err := c.giveUp(ctx, host)
+				if err != nil && !fault.Is(err, fault.WrongState) && !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Busy) {
+					return err
+				}
 			}
 		}
 	}

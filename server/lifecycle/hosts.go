@@ -13,14 +13,17 @@ const mebi = 1 << 20
 
 // Connected implements fleet.Reports.
 func (r *Recorder) Connected(ctx context.Context, host int, session string, hello *wire.Hello) error {
-	_, _, err := r.inv.Hosts.Update(ctx, host, func(h *cloud.Host) error {
+	_, revision, err := r.inv.Hosts.Update(ctx, host, func(h *cloud.Host) error {
 		h.Session, h.Version, h.Error = session, hello.Version, ""
 		if h.State != cloud.HostStateDisabled && h.State != cloud.HostStateOffline {
 			h.State = cloud.HostStateMonitored
 		}
 		return nil
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return r.inv.WaitFor(ctx, revision)
 }
 
 // Host implements fleet.Reports: it records what the host has, if that changed.
@@ -33,11 +36,14 @@ func (r *Recorder) Host(ctx context.Context, host int, session string, hello *wi
 	if now, err := r.inv.Host(host); err == nil && sameHost(now, known) {
 		return nil
 	}
-	_, _, err = r.inv.Hosts.Update(ctx, host, func(h *cloud.Host) error {
+	_, revision, err := r.inv.Hosts.Update(ctx, host, func(h *cloud.Host) error {
 		describe(h, state)
 		return nil
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return r.inv.WaitFor(ctx, revision) // the next report is compared with this one
 }
 
 func describe(h *cloud.Host, s *wire.HostState) {
@@ -108,10 +114,16 @@ func (r *Recorder) Gone(ctx context.Context, host int, session string) error {
 	return err
 }
 
-// giveUp marks a host without a session as failed and its machines as UNKNOWN.
+// hasRunning says whether machines of the host are RUNNING.
+func (c *Controller) hasRunning(host int) bool {
+	return slices.ContainsFunc(c.inv.VMsOnHost(host), func(vm cloud.VM) bool { return vm.Phase() == cloud.Active(cloud.LCMRunning) })
+}
+
+// giveUp marks a host without a session as failed and its machines as UNKNOWN. It ends when the host comes back meanwhile, whose word
+// counts for more (fault.Busy), and can be done again: a server may have ended in the midst of it.
 func (c *Controller) giveUp(ctx context.Context, id int) error {
-	host, _, err := c.inv.Hosts.Update(ctx, id, func(h *cloud.Host) error {
-		if h.Session != "" || h.State != cloud.HostStateMonitored {
+	host, revision, err := c.inv.Hosts.Update(ctx, id, func(h *cloud.Host) error {
+		if h.Session != "" || h.State != cloud.HostStateMonitored && h.State != cloud.HostStateError {
 			return fault.Errorf(fault.WrongState, "host %s is there again", h.Name)
 		}
 		h.State, h.Error = cloud.HostStateError, "its agent is not connected"
@@ -134,7 +146,7 @@ func (c *Controller) giveUp(ctx context.Context, id int) error {
 			}
 			vm.Error = "host " + host.Name + " is not connected"
 			return nil
-		}, c.fence)
+		}, c.fence, c.inv.Hosts.Cond(id, revision))
 		if err != nil && !fault.Is(err, fault.WrongState) {
 			return err
 		}

@@ -156,8 +156,8 @@ func (o *Operations) Bootstrap(ctx context.Context, base string) error {
 		_ = add(store.Cond{Key: nameKey}, store.Put(nameKey, idText(ds.ID)), nil)
 	}
 	revision, err := o.Inv.Store.Txn(ctx, tx.conds, tx.ops)
-	if fault.Is(err, fault.Busy) {
-		return nil // another server was quicker
+	if fault.Is(err, fault.Busy) { // another server was quicker: the mirror may not show it yet
+		_, revision, err = o.Inv.Clusters.Get(ctx, cluster.ID)
 	}
 	if err != nil {
 		return err

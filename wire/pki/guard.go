@@ -37,13 +37,14 @@ func FleetRules() Rules {
 // KeepaliveInterval is how often an agent asks a silent connection for a sign of life.
 const KeepaliveInterval = 10 * time.Second
 
-// ServerOptions are what a gRPC server of the cluster needs: TLS, the check of every call against rules,
-// and patience with the keepalives of agents.
+// ServerOptions are what a gRPC server of the cluster needs: TLS, the check of every call against rules, a Stop that returns when
+// no call is served any more, and patience with the keepalives of agents.
 func ServerOptions(config *tls.Config, rules Rules) []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.Creds(credentials.NewTLS(config)),
 		grpc.ChainUnaryInterceptor(rules.Unary),
 		grpc.ChainStreamInterceptor(rules.Stream),
+		grpc.WaitForHandlers(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: KeepaliveInterval / 2, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: KeepaliveInterval, Timeout: KeepaliveInterval}),
 	}
