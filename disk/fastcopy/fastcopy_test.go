@@ -15,15 +15,15 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/fastcopy"
 	"hayloft/image"
+	"hayloft/internal/leaktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // source is an image in memory, which may know its holes, and read some chunks wrong for the first times.
 type source struct {

@@ -94,7 +94,7 @@ type base struct {
 	fresh        bitmap        // chunks whose data is not durable: a sync that fails may undo them
 	syncs        atomic.Uint64 // odd while such a sync is under way, grows with each
 	kick         chan struct{}
-	completed    func()
+	completed    func() // nil, or good for one call
 
 	ctx    context.Context // of all work
 	cancel context.CancelFunc
@@ -125,6 +125,9 @@ func Open(ctx context.Context, c cache.BaseConfig) (cache.Base, error) {
 	if err := b.openFiles(ctx); err != nil {
 		b.cancel()
 		return nil, fmt.Errorf("image %s: cache: %w", b.name, err)
+	}
+	if b.completed != nil {
+		b.completed = sync.OnceFunc(b.completed)
 	}
 	if d, ok := b.data.(storage.Descriptor); ok {
 		b.fd, b.hasFD = d.Fd(), true
@@ -184,13 +187,12 @@ func (b *base) Close() error {
 	}
 	b.cancel()
 	b.work.Wait()
-	wasWhole := b.whole.Load()
 	errs := []error{b.Sync()}
 	b.source.closeIdle(0)
 	if b.presence != nil && !b.whole.Load() {
 		errs = append(errs, b.presence.file.Close())
 	}
-	if !wasWhole && b.whole.Load() && b.completed != nil {
+	if b.whole.Load() && b.completed != nil { // unless the flusher has
 		b.completed()
 	}
 	return errors.Join(append(errs, b.data.Close())...)

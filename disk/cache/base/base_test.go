@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/zeebo/blake3"
-	"go.uber.org/goleak"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/cache"
@@ -20,11 +19,15 @@ import (
 	"hayloft/disk/export"
 	"hayloft/disk/localstore"
 	"hayloft/image"
+	"hayloft/internal/leaktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 const chunk = 4096
+
+// patience ends what would hang, and never what is only slow.
+const patience = 2 * time.Minute
 
 // mapFile is what the storage calls the map of a cache that is new: as it was created.
 const mapFile = localstore.PresentFile + ".part"
@@ -162,7 +165,7 @@ func newBench(t testing.TB, data []byte) *bench {
 // open opens the cache; change may be nil.
 func (b *bench) open(change func(*cache.BaseConfig)) *base {
 	b.t.Helper()
-	c := cache.BaseConfig{Name: "debian", Dir: b.disk.Dir(), Index: b.index, Open: b.repo.Open, Patience: 20 * time.Second}
+	c := cache.BaseConfig{Name: "debian", Dir: b.disk.Dir(), Index: b.index, Open: b.repo.Open, Patience: patience}
 	if change != nil {
 		change(&c)
 	}
@@ -203,7 +206,7 @@ func (b *bench) try(d export.Device, offset int64, length int) bool {
 func (b *bench) hits(d export.Device, offset int64, length int) bool {
 	b.t.Helper()
 	for began := time.Now(); !b.try(d, offset, length); time.Sleep(time.Millisecond) {
-		if time.Since(began) > 20*time.Second {
+		if time.Since(began) > patience {
 			return false
 		}
 	}

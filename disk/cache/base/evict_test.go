@@ -45,15 +45,15 @@ func TestCapacityIsKeptAndTheLeastUsedGoes(t *testing.T) {
 			}
 		}
 	}
-	s := o.Status()
-	if s.Complete || s.Evicted == 0 || s.Total != b.index.DataBytes() {
-		t.Fatalf("status %+v", s)
-	}
 	if err := o.Sync(); err != nil {
 		t.Fatal(err)
 	}
-	if err := o.Close(); err != nil {
+	if err := o.Close(); err != nil { // which ends what is being read ahead
 		t.Fatal(err)
+	}
+	s := o.Status()
+	if s.Complete || s.Evicted == 0 || s.Total != b.index.DataBytes() {
+		t.Fatalf("status %+v", s)
 	}
 	// Found again, and bounded still.
 	o = b.open(func(c *cache.BaseConfig) { c.Capacity = 16 * chunk })

@@ -226,49 +226,56 @@ func TestLyingRepository(t *testing.T) {
 }
 
 func TestUnavailableRepositoryIsWaitedFor(t *testing.T) {
-	b := newBench(t, content("dddd", 0))
-	var failures int
-	away := func(p []byte, _ int64) (int, error) {
-		clear(p)
-		failures++
-		return 0, fault.Errorf(fault.Unavailable, "connection refused")
-	}
-	b.repo.set(away)
-	o := b.open(func(c *cache.BaseConfig) { c.Patience = 2 * time.Second })
-	r := o.Reader(nil)
-	began := time.Now()
-	err := r.ReadAt(context.Background(), make([]byte, 10), 0)
-	if took := time.Since(began); !fault.Is(err, fault.Unavailable) || took < 2*time.Second || failures < 3 {
-		t.Fatalf("after %v and %d tries: %v", took, failures, err)
-	}
-	b.repo.mu.Lock()
-	if b.repo.opened != failures {
-		t.Errorf("opened %d times for %d tries", b.repo.opened, failures)
-	}
-	b.repo.mu.Unlock()
-
-	back := 2
-	b.repo.set(func(p []byte, at int64) (int, error) {
-		if back--; back >= 0 {
-			return away(p, at)
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, content("dddd", 0))
+		var failures int
+		away := func(p []byte, _ int64) (int, error) {
+			clear(p)
+			failures++
+			return 0, fault.Errorf(fault.Unavailable, "connection refused")
 		}
-		return 0, nil
-	})
-	b.check(r, 0, len(b.data))
+		b.repo.set(away)
+		o := b.open(func(c *cache.BaseConfig) { c.Patience = 2 * time.Second })
+		r := o.Reader(nil)
+		began := time.Now()
+		err := r.ReadAt(context.Background(), make([]byte, 10), 0)
+		if took := time.Since(began); !fault.Is(err, fault.Unavailable) || took != 2*time.Second || failures < 3 {
+			t.Fatalf("after %v and %d tries: %v", took, failures, err)
+		}
+		b.repo.mu.Lock()
+		if b.repo.opened != failures {
+			t.Errorf("opened %d times for %d tries", b.repo.opened, failures)
+		}
+		b.repo.mu.Unlock()
 
-	b = newBench(t, content("dddd", 0))
-	b.repo.set(away)
-	r = b.open(func(c *cache.BaseConfig) { c.Patience = time.Hour }).Reader(nil)
-	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
-	defer cancel()
-	if err := r.ReadAt(ctx, make([]byte, 10), 0); !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("got %v", err)
-	}
-	b.repo.set(func([]byte, int64) (int, error) { return 0, fault.Errorf(fault.NotFound, "object debian") })
-	o2 := b.open(nil)
-	if err := o2.Reader(nil).ReadAt(context.Background(), make([]byte, 10), 2*chunk); !fault.Is(err, fault.NotFound) {
-		t.Fatalf("got %v", err)
-	}
+		back := 2
+		b.repo.set(func(p []byte, at int64) (int, error) {
+			if back--; back >= 0 {
+				return away(p, at)
+			}
+			return 0, nil
+		})
+		b.check(r, 0, len(b.data))
+
+		b = newBench(t, content("dddd", 0))
+		b.repo.set(away)
+		o2 := b.open(func(c *cache.BaseConfig) { c.Patience = time.Hour })
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		defer cancel()
+		if err := o2.Reader(nil).ReadAt(ctx, make([]byte, 10), 0); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("got %v", err)
+		}
+		b.repo.set(func([]byte, int64) (int, error) { return 0, fault.Errorf(fault.NotFound, "object debian") })
+		o3 := b.open(nil)
+		if err := o3.Reader(nil).ReadAt(context.Background(), make([]byte, 10), 2*chunk); !fault.Is(err, fault.NotFound) {
+			t.Fatalf("got %v", err)
+		}
+		for _, o := range []*base{o, o2, o3} {
+			if err := o.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }
 
 func TestARepositoryThatHangsIsGivenUp(t *testing.T) {

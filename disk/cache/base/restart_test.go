@@ -3,6 +3,7 @@ package base
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -64,7 +65,7 @@ func TestWhatArrivedIsDurableSoonWithoutASync(t *testing.T) {
 	b := newBench(t, content("dddddd", 0))
 	o := b.open(nil)
 	b.check(o.Reader(nil), 0, chunk)
-	deadline := time.Now().Add(2 * time.Minute)
+	deadline := time.Now().Add(patience)
 	durable := func() bool {
 		o.saving.Lock()
 		defer o.saving.Unlock()
@@ -293,5 +294,21 @@ func TestLargeImagesCostBitsBesidesTheirIndex(t *testing.T) {
 	}
 	if err := o.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestWhoSyncsAndClosesIsTold: whoever makes the last chunk durable, and however soon the cache is closed then.
+func TestWhoSyncsAndClosesIsTold(t *testing.T) {
+	for range 100 {
+		b := newBench(t, content("dd", 0))
+		told := 0
+		o := b.open(func(c *cache.BaseConfig) { c.Completed = func() { told++ } })
+		b.check(o.Reader(nil), 0, len(b.data))
+		if err := errors.Join(o.Sync(), o.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if told != 1 {
+			t.Fatalf("told %d times", told)
+		}
 	}
 }

@@ -13,14 +13,14 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"hayloft/cloud/fault"
+	"hayloft/internal/leaktest"
 	"hayloft/lab/labtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 func makeFile(t *testing.T, size int64) string {
 	t.Helper()
