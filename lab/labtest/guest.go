@@ -1,11 +1,13 @@
 package labtest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -55,6 +57,10 @@ func Program(t testing.TB, pkg string) string {
 // zero makes a block device read as zeros, at once where its storage can.
 func zero(disk string) error {
 	file, err := os.OpenFile(disk, os.O_RDWR|unix.O_EXCL, 0)
+	// The kernel lets go of what an earlier test has removed when it comes to it.
+	for limit := time.Now().Add(settling); errors.Is(err, unix.EBUSY) && time.Now().Before(limit); time.Sleep(5 * time.Millisecond) {
+		file, err = os.OpenFile(disk, os.O_RDWR|unix.O_EXCL, 0)
+	}
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,7 @@ func Halt(pid int) error {
 	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
 		return fmt.Errorf("stop process %d: %w", pid, err)
 	}
-	for limit := time.Now().Add(2 * time.Minute); !halted(pid); time.Sleep(time.Millisecond) {
+	for limit := time.Now().Add(settling); !halted(pid); time.Sleep(time.Millisecond) {
 		if time.Now().After(limit) {
 			return fmt.Errorf("process %d does not stop", pid)
 		}
