@@ -174,29 +174,33 @@ func hold(tid int, d time.Duration, stop <-chan struct{}) {
 	if unix.PtraceSeize(tid) != nil {
 		return // gone, or traced by another holder
 	}
-	if unix.PtraceInterrupt(tid) != nil {
+	_ = unix.PtraceInterrupt(tid) // fails when it has just been killed: its end, which others wait for, is ours to take first
+	ws, lives := stopped(tid)
+	if !lives {
 		return
-	}
-	var ws unix.WaitStatus
-	for {
-		_, err := unix.Wait4(tid, &ws, unix.WALL, nil)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil || !ws.Stopped() {
-			return // it has ended
-		}
-		break
 	}
 	select {
 	case <-time.After(d):
 	case <-stop:
 	}
-	pending := 0
-	if int(ws)>>16 != eventStop {
-		pending = int(ws.StopSignal())
+	for lives {
+		pending := 0
+		if int(ws)>>16 != eventStop {
+			pending = int(ws.StopSignal())
+		}
+		if _, _, errno := unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_DETACH, uintptr(tid), 0, uintptr(pending), 0, 0); errno == 0 {
+			return
+		}
+		ws, lives = stopped(tid) // killed meanwhile
 	}
-	if _, _, errno := unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_DETACH, uintptr(tid), 0, uintptr(pending), 0, 0); errno != 0 {
-		_, _ = unix.Wait4(tid, &ws, unix.WALL, nil) // killed meanwhile: its end is ours to take first
+}
+
+// stopped waits until a thread that is traced has stopped; false when it has ended instead.
+func stopped(tid int) (ws unix.WaitStatus, lives bool) {
+	for {
+		_, err := unix.Wait4(tid, &ws, unix.WALL, nil)
+		if err != unix.EINTR {
+			return ws, err == nil && ws.Stopped()
+		}
 	}
 }
