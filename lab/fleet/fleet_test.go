@@ -12,11 +12,11 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"go.uber.org/goleak"
 
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
 	"hayloft/lab/labtest"
+	"hayloft/lab/leaks"
 )
 
 func TestPercentile(t *testing.T) {
@@ -87,7 +87,7 @@ func TestShapeFits(t *testing.T) {
 // TestSite makes a site with everything that a run makes, sees it all, and sees nothing after Close.
 func TestSite(t *testing.T) {
 	labtest.Root(t, "sleep")
-	defer eventually(t, "no goroutines", func() error { return goleak.Find() })
+	defer leaks.VerifyNone(t)
 	s, err := NewSite("test", t.TempDir())
 	if err != nil {
 		t.Fatal(err)

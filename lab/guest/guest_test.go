@@ -14,9 +14,10 @@ import (
 	"go.uber.org/goleak"
 
 	"hayloft/internal/command"
+	"hayloft/lab/leaks"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(leaks.Patient(m)) }
 
 // writer is what TestPowerCut has written before the power is cut.
 type writer struct {
