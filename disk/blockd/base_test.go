@@ -12,20 +12,19 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/localstore"
 	"hayloft/disk/repository"
 	"hayloft/image"
+	"hayloft/internal/leaktest"
 )
 
 func TestMain(m *testing.M) {
 	if daemonMain() {
 		return
 	}
-	goleak.VerifyTestMain(m)
+	leaktest.Main(m)
 }
 
 const chunk = image.ChunkSize

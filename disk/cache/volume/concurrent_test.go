@@ -9,13 +9,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"hayloft/disk/cache"
 	"hayloft/disk/export"
+	"hayloft/internal/leaktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // Clients share chunks, but not bytes: each always reads what it wrote, whatever the others, eviction, draining and
 // settling do meanwhile.

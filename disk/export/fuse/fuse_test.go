@@ -15,12 +15,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/export"
 	"hayloft/internal/apart"
+	"hayloft/internal/leaktest"
 	"hayloft/lab/labtest"
 )
 
@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv("HAYLOFT_FUSE_CHILD"); dir != "" {
 		serveAndHang(dir)
 	}
-	goleak.VerifyTestMain(m)
+	leaktest.Main(m)
 }
 
 // serveAndHang is a process that will be killed.
