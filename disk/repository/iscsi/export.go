@@ -125,7 +125,7 @@ func (r *Repository) offer(ctx context.Context, v volume, e export) (_ export, e
 }
 
 // dropLimit is for what a later Sweep does, too.
-const dropLimit = 5 * time.Second
+const dropLimit = 10 * time.Second
 
 // drop removes the target of an export, also when the caller has left.
 func (r *Repository) drop(ctx context.Context, e export) error {

@@ -7,14 +7,15 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/repository"
+	"hayloft/internal/children"
 	"hayloft/internal/lvm"
 	"hayloft/lab/labtest"
 )
@@ -226,11 +227,26 @@ func killedCopy(t *testing.T, r *Repository, original []byte) {
 		default:
 		}
 		time.Sleep(5 * time.Millisecond)
-		files, _ := filepath.Glob("/proc/[0-9]*/comm")
-		for _, file := range files {
-			if text, _ := os.ReadFile(file); string(text) == "dd\n" {
-				killed = exec.Command("kill", "-9", filepath.Base(filepath.Dir(file))).Run() == nil || killed
+		for _, pid := range children.Under(os.Getpid()) {
+			if name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); string(name) == "dd\n" {
+				killed = killedMidway(t, pid) || killed
 			}
 		}
 	}
+}
+
+// killedMidway kills a process, and says whether it had not ended before.
+func killedMidway(t *testing.T, pid int) bool {
+	t.Helper()
+	if err := labtest.Halt(pid); err != nil {
+		return false // it has ended
+	}
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if !bytes.Contains(text, []byte(") T ")) {
+		return false
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Error(err)
+	}
+	return true
 }

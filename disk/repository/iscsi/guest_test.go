@@ -55,11 +55,11 @@ func guestStorage(t *testing.T, attach string) *Repository {
 		sh(t, "vgremove -y -ff "+guestGroup+"; pvremove -y -ff "+device+"; wipefs -qa "+device)
 	})
 	daemon(t, "tgtd", "-f")
-	sh(t, "for i in $(seq 100); do tgtadm --op show --mode sys >/dev/null 2>&1 && exit; sleep 0.1; done; exit 1")
+	sh(t, "for i in $(seq 1200); do tgtadm --op show --mode sys >/dev/null 2>&1 && exit; sleep 0.1; done; exit 1")
 	if attach == "kernel" {
 		sh(t, "modprobe iscsi_tcp")
 		daemon(t, "iscsid", "-f")
-		sh(t, "for i in $(seq 100); do iscsiadm -m session 2>&1 | grep -q 'No active' && exit; sleep 0.1; done; exit 1")
+		sh(t, "for i in $(seq 1200); do iscsiadm -m session 2>&1 | grep -q 'No active' && exit; sleep 0.1; done; exit 1")
 	}
 	r, err := New(disk.Repository{ID: 7, Path: guestGroup, Options: map[string]string{"ATTACH": attach}})
 	if err != nil {

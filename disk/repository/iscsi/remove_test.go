@@ -19,16 +19,16 @@ func TestDeletedWhileRead(t *testing.T) {
 	if _, err := source.ReadAt(p, 0); err != nil {
 		t.Fatal(err)
 	}
-	s.before = func(cmd command.Cmd) error { // the volume is open, as LVM would see
+	s.before(func(cmd command.Cmd) error { // the volume is open, as LVM would see
 		if cmd.Name == "lvremove" {
 			return &command.Error{Cmd: cmd, Status: 5, Stderr: "  Logical volume vg/x in use.\n"}
 		}
 		return nil
-	}
+	})
 	if err := r.Delete(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
-	s.before = nil
+	s.before(nil)
 	written(t, r, "a", "other")
 	if _, err := source.ReadAt(p, 0); err != nil || string(p) != "hello" {
 		t.Errorf("%q, %v", p, err)

@@ -97,7 +97,7 @@ func storageServer(t *testing.T, pool string, life func(*testing.T, *Repository)
 		if pool != "" {
 			script += "; lvcreate -y -L 16m --type thin-pool --zero y -n " + pool + " group; lvchange -q --errorwhenfull y group/" + pool
 		}
-		g.Script(t.Context(), t, script+"; tgtd; for i in $(seq 100); do tgtadm --op show --mode sys >/dev/null 2>&1 && exit; sleep 0.1; done; exit 1")
+		g.Script(t.Context(), t, script+"; tgtd; for i in $(seq 1200); do tgtadm --op show --mode sys >/dev/null 2>&1 && exit; sleep 0.1; done; exit 1")
 		r, err := New(disk.Repository{ID: 7, Path: "group", Options: map[string]string{"PORTAL": "10.7.0.2", "POOL": pool}})
 		if err != nil {
 			t.Fatal(err)

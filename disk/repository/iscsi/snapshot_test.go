@@ -215,13 +215,13 @@ func TestInTheWay(t *testing.T) {
 	s, r := thick(t)
 	other := s.repository(t, nil)
 	during := func(program string, do func() error) {
-		s.before = func(cmd command.Cmd) error {
+		s.before(func(cmd command.Cmd) error {
 			if cmd.Name != program {
 				return nil
 			}
-			s.before = nil
+			s.before(nil)
 			return do()
-		}
+		})
 	}
 	written(t, r, "a", "text")
 	clone(t, r, "a", "b", repository.LVMSnapshot)
@@ -256,7 +256,13 @@ func TestInTheWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	written(t, r, "a", "text")
-	during("lvchange", func() error { clone(t, other, "a", "b", repository.LVMSnapshot); return nil })
+	during("lvchange", func() error {
+		w, _, err := other.CreateFrom(context.Background(), "a", "b")
+		if err != nil {
+			return err
+		}
+		return w.Commit(context.Background())
+	})
 	says(t, "delete, a clone came between", r.Delete(t.Context(), "a"), fault.Busy, "needed by b")
 	if v, err := r.lookup(t.Context(), "a"); err != nil || v.mark.use != free {
 		t.Errorf("%+v, %v", v, err)

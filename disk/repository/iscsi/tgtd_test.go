@@ -6,15 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/repository"
+	"hayloft/internal/children"
 	"hayloft/internal/command"
 )
 
@@ -50,34 +50,40 @@ func inUseBy(t *testing.T, r *Repository) inUseAll {
 	return u
 }
 
+// unanswered is how long a request waits that nobody answers: all others take far less.
+const unanswered = 20 * time.Second
+
 // TestTgtdHangs, in the middle of a read, a write, a clone; when it is back, all goes on.
 func TestTgtdHangs(t *testing.T) {
 	s, r := thick(t)
-	r.limit = 4 * time.Second
+	r.limit = unanswered
 	u := inUseBy(t, r)
-	s.tgt.Stop()
+	if err := s.tgt.Stop(); err != nil {
+		t.Fatal(err)
+	}
 	defer s.tgt.Continue()
-	p := make([]byte, 1000)
-	bounded(t, "read", fault.Unavailable, func() error { _, err := u.source.ReadAt(p, 0); return err })
-	bounded(t, "write", fault.Unavailable, func() error { _, err := u.writer.WriteAt(p, 5); return err })
-	bounded(t, "write to an image", fault.Unavailable, func() error { _, err := u.target.WriteAt(p, 5); return err })
-	bounded(t, "open", fault.Unavailable, func() error { _, err := r.Open(t.Context(), "a"); return err })
-	bounded(t, "clone and write", fault.Unavailable, func() error {
-		w, _, err := r.CreateFrom(t.Context(), "a", "b")
-		if err != nil {
+	allBounded(t, fault.Unavailable,
+		step{"read", func() error { _, err := u.source.ReadAt(make([]byte, 1000), 0); return err }},
+		step{"write", func() error { _, err := u.writer.WriteAt(make([]byte, 1000), 5); return err }},
+		step{"write to an image", func() error { _, err := u.target.WriteAt(make([]byte, 1000), 5); return err }},
+		step{"open", func() error { _, err := r.Open(t.Context(), "a"); return err }},
+		step{"clone and write", func() error {
+			w, _, err := r.CreateFrom(t.Context(), "a", "b")
+			if err != nil {
+				return err
+			}
+			defer w.Abort()
+			_, err = w.WriteAt(make([]byte, 1000), 0)
 			return err
-		}
-		defer w.Abort()
-		_, err = w.WriteAt(p, 0)
-		return err
-	})
-	bounded(t, "open that is left", fault.Unavailable, func() error {
-		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-		defer cancel()
-		_, err := r.Open(ctx, "a")
-		return err
-	})
+		}},
+		step{"open that is left", func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			defer cancel()
+			_, err := r.Open(ctx, "a")
+			return err
+		}})
 	s.tgt.Continue()
+	p := make([]byte, 1000)
 	if n, err := u.source.ReadAt(p, 0); n != len(p) || err != nil {
 		t.Error(n, err)
 	}
@@ -95,7 +101,7 @@ func TestTgtdHangs(t *testing.T) {
 // TestTgtdDies and comes back without targets: readers go on, writers know that they do not.
 func TestTgtdDies(t *testing.T) {
 	s, r := thick(t)
-	r.limit = 6 * time.Second
+	r.limit = unanswered
 	u := inUseBy(t, r)
 	if _, err := u.target.WriteAt([]byte("acknowledged"), 10); err != nil {
 		t.Fatal(err)
@@ -116,11 +122,16 @@ func TestTgtdDies(t *testing.T) {
 	if err := s.tgt.Restart(); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := u.source.ReadAt(p, 0); n != len(p) || err != nil || p[0] != 'x' {
-		t.Error(n, err)
-	}
-	bounded(t, "write", fault.Unavailable, func() error { _, err := u.writer.WriteAt(p, 5); return err })
-	bounded(t, "write to an image", fault.Unavailable, func() error { _, err := u.target.WriteAt(p, 5); return err })
+	var reads sync.WaitGroup
+	reads.Go(func() { // it takes as long as the writes
+		if n, err := u.source.ReadAt(p, 0); n != len(p) || err != nil || p[0] != 'x' {
+			t.Error(n, err)
+		}
+	})
+	allBounded(t, fault.Unavailable,
+		step{"write", func() error { _, err := u.writer.WriteAt(make([]byte, 1000), 5); return err }},
+		step{"write to an image", func() error { _, err := u.target.WriteAt(make([]byte, 1000), 5); return err }})
+	reads.Wait()
 	class(t, "commit", u.writer.Commit(t.Context()), fault.Unavailable)
 	if err := u.writer.Abort(); err != nil {
 		t.Error(err)
@@ -143,15 +154,10 @@ func TestTgtdDies(t *testing.T) {
 func storageDaemons(t *testing.T) []int {
 	t.Helper()
 	var all []int
-	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", os.Getpid()))
-	for _, file := range files {
-		text, _ := os.ReadFile(file)
-		for _, f := range strings.Fields(string(text)) {
-			pid, _ := strconv.Atoi(f)
-			name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-			if strings.HasPrefix(string(name), "qemu-storage") {
-				all = append(all, pid)
-			}
+	for _, pid := range children.Of(os.Getpid()) {
+		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		if strings.HasPrefix(string(name), "qemu-storage") {
+			all = append(all, pid)
 		}
 	}
 	return all
@@ -172,11 +178,11 @@ func TestSyncWithoutAChild(t *testing.T) {
 		if _, err := target.WriteAt([]byte("PERSIST"), 0); err != nil {
 			t.Fatal(err)
 		}
-		children := storageDaemons(t)
-		if len(children) != 1 {
-			t.Fatal(children)
+		daemons := storageDaemons(t)
+		if len(daemons) != 1 {
+			t.Fatal(daemons)
 		}
-		if err := syscall.Kill(children[0], syscall.SIGKILL); err != nil {
+		if err := syscall.Kill(daemons[0], syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 		for len(storageDaemons(t)) > 0 { // ends with the test's limit
@@ -186,7 +192,7 @@ func TestSyncWithoutAChild(t *testing.T) {
 			t.Fatal("a child that was killed answers")
 		}
 		var synced []string
-		s.before = func(cmd command.Cmd) error {
+		s.before(func(cmd command.Cmd) error {
 			if cmd.Name == "sync" {
 				synced = append(synced, cmd.Args...)
 			}
@@ -194,7 +200,7 @@ func TestSyncWithoutAChild(t *testing.T) {
 				return fault.Errorf(fault.Unavailable, "it boots")
 			}
 			return nil
-		}
+		})
 		err = target.Sync()
 		var notBegun *repository.NotBegun
 		if !rebooted {
@@ -206,7 +212,7 @@ func TestSyncWithoutAChild(t *testing.T) {
 				t.Errorf("of a server that is away: %v", err)
 			}
 			target.(*persistent).boot = "before"
-			s.before = nil
+			s.before(nil)
 			if err = target.Sync(); !fault.Is(err, fault.Unavailable) || errors.As(err, &notBegun) || !strings.Contains(err.Error(), "started anew") {
 				t.Errorf("of a server that forgot: %v", err)
 			}
@@ -224,17 +230,17 @@ func TestHalfMadeTargets(t *testing.T) {
 	s, r := thick(t)
 	written(t, r, "a", "hello")
 	for _, step := range []string{"new --mode logicalunit", "update", "bind"} {
-		s.before = func(cmd command.Cmd) error {
+		s.before(func(cmd command.Cmd) error {
 			if strings.Contains(cmd.String(), "--op "+step) {
 				return &command.Error{Cmd: cmd, Status: 22, Stderr: "tgtadm: invalid request\n"}
 			}
 			return nil
-		}
+		})
 		_, err := r.Open(t.Context(), "a")
 		class(t, step, err, fault.Unavailable)
 		clean(t, s)
 	}
-	s.before = nil
+	s.before(nil)
 	// Of one that died, Sweep takes what is old, and not of others.
 	old := r.name(place{reading, fingerprint("x"), 0, 1, "0"})
 	for id, name := range map[string]string{"5": old, "6": "iqn.2026-01.org.other:x"} {

@@ -18,7 +18,9 @@ import (
 // taken for dead cannot commit.
 func TestDeadWriter(t *testing.T) {
 	s, r := thick(t)
-	r.lease = 10 * time.Second
+	r.lease, r.limit = 10*time.Second, unanswered // the target of a dead one is gone
+	now := time.Now().Unix()
+	s.time.Store(now) // its clock stands still
 	living, err := r.Create(t.Context(), "living")
 	if err != nil {
 		t.Fatal(err)
@@ -46,7 +48,21 @@ func TestDeadWriter(t *testing.T) {
 	if err := r.Sweep(t.Context(), ""); err != nil {
 		t.Error(err)
 	}
-	time.Sleep(r.lease + time.Second) // nobody can tell a dead one sooner
+	now += int64(r.lease/time.Second) + 1 // nobody can tell a dead one sooner
+	s.time.Store(now)
+	for { // ends with the test's limit
+		v, err := r.find(t.Context(), named(partPrefix+"living"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v.lease.begun == now {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := r.Sweep(t.Context(), "living"); err != nil {
+		t.Error(err)
+	}
 	written(t, r, "a", "taken over")
 	if err := r.Sweep(t.Context(), "b"); err != nil {
 		t.Error(err)
@@ -59,15 +75,19 @@ func TestDeadWriter(t *testing.T) {
 	if text := strings.Join(names, " "); err != nil || strings.Contains(text, partPrefix+"b") || !strings.Contains(text, partPrefix+"z+c") || !strings.Contains(text, partPrefix+"living") {
 		t.Error(text, err)
 	}
+	var commits sync.WaitGroup
 	for _, w := range dead[:2] {
-		err := w.Commit(t.Context())
-		if !fault.Is(err, fault.Busy) && !fault.Is(err, fault.Unavailable) {
-			t.Errorf("the dead commits: %v", err)
-		}
-		if err := w.Abort(); err != nil {
-			t.Error(err)
-		}
+		commits.Go(func() {
+			err := w.Commit(t.Context())
+			if !fault.Is(err, fault.Busy) && !fault.Is(err, fault.Unavailable) {
+				t.Errorf("the dead commits: %v", err)
+			}
+			if err := w.Abort(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
+	commits.Wait()
 	if err := living.Commit(t.Context()); err != nil {
 		t.Error(err)
 	}
