@@ -121,3 +121,21 @@ func TestLongAbsenceStartsNothing(t *testing.T) {
 	b.order(assignment(1, 2, goalRunning))
 	b.until(1, 2, wire.Phase_PHASE_RUNNING)
 }
+
+// TestWhatACrashBroughtBackIsSwept: of a machine that is gone nothing stays, also when the host's crash undid that.
+func TestWhatACrashBroughtBackIsSwept(t *testing.T) {
+	b := newBench(t)
+	b.begin()
+	origins["gone"](b)
+	b.idle()
+	b.stop()
+	b.w.disks[1], b.w.ports["one-1-0"] = "back", true
+	b.begin()
+	b.idle()
+	if got := b.w.happened(1); got != "prepare start shutdown drain remove" {
+		t.Errorf("done: %s", got)
+	}
+	if err := b.w.nothingLeft(); err != nil {
+		t.Error(err)
+	}
+}

@@ -240,7 +240,8 @@ func (a *Agent) open(ctx context.Context) error {
 		events := l.driver.Events(ctx) // before anybody looks at a domain: what ends after that is told
 		a.own(func() { a.watch(l, events) })
 	}
-	a.own(func() { a.sweep(ctx) })
+	gone := a.takeGone()
+	a.own(func() { a.sweep(ctx, gone) })
 	a.own(func() { a.sample(ctx) })
 	a.own(func() { a.boots.run(ctx) })
 	a.own(func() { a.prefetch(ctx) })

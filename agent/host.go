@@ -193,21 +193,40 @@ func portOwner(port string) (vm int64, ok bool) {
 	return vm, ok && dashed && err == nil
 }
 
-// sweep removes, once when the agent begins, traces of machines whose record says that nothing of them
-// is left: a crash of the host may have brought them back. It also gives up networks nobody uses.
-func (a *Agent) sweep(ctx context.Context) {
+// takeGone gives the machines whose record says that nothing of them is left. No worker begins with them until they are
+// swept, whatever the server wants meanwhile.
+func (a *Agent) takeGone() map[int64]*machine {
 	a.mu.Lock()
-	finished := make(map[int64]bool)
+	defer a.mu.Unlock()
+	gone := make(map[int64]*machine)
 	for vm, m := range a.machines {
-		finished[vm] = m.finished && !m.working && m.reached.Disks == disksGone
+		if m.finished && m.reached.Disks == disksGone {
+			m.working, gone[vm] = true, m
+		}
 	}
-	a.mu.Unlock()
+	return gone
+}
+
+// sweep removes, once when the agent begins, traces of the machines that are gone: a crash of the host may have
+// brought them back. Then their workers begin. It also gives up networks nobody uses.
+func (a *Agent) sweep(ctx context.Context, gone map[int64]*machine) {
+	a.sweepTraces(ctx, gone)
+	for _, m := range gone {
+		a.own(func() { a.work(m) })
+	}
+	a.releaseUnused(ctx)
+}
+
+func (a *Agent) sweepTraces(ctx context.Context, gone map[int64]*machine) {
+	if len(gone) == 0 {
+		return
+	}
 	ports, err := a.cfg.Network.Ports(ctx)
 	if err != nil {
 		a.complain(ctx, "network: ports", err)
 	}
 	for _, port := range ports {
-		if vm, ok := portOwner(port); ok && finished[vm] {
+		if vm, ok := portOwner(port); ok && gone[vm] != nil {
 			if err := a.cfg.Network.Unplug(ctx, port); err != nil {
 				a.complain(ctx, "network: port of a machine that is gone", err)
 			}
@@ -218,13 +237,12 @@ func (a *Agent) sweep(ctx context.Context) {
 		a.complain(ctx, "disks: machines", err)
 	}
 	for _, id := range machines {
-		if finished[int64(id)] {
+		if gone[int64(id)] != nil {
 			if err := a.cfg.Way.Remove(ctx, id, a.cfg.machineDir(int64(id))); err != nil {
 				a.complain(ctx, "disks: of a machine that is gone", err)
 			}
 		}
 	}
-	a.releaseUnused(ctx)
 }
 
 // hostReports sends the host's state at once, when it changes, and now and then. It looks apart from the
