@@ -20,12 +20,16 @@ const poll = 5 * time.Millisecond
 // Forever is a limit that is none.
 const Forever = time.Duration(-1)
 
+// passing is how long one is waited for who need not have it: a program that its last owner was just about to start has
+// a copy of everything open, until it is executed.
+const passing = 500 * time.Millisecond
+
 // Take locks an open file or directory until that is closed. Another who has it is waited for until ctx ends, and up to
-// limit, 0 for not at all; then the error is fault.Busy.
+// limit, 0 for no longer than one who is only passing may have it; then the error is fault.Busy.
 func Take(ctx context.Context, file *os.File, limit time.Duration) error {
-	if limit > 0 {
+	if limit >= 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, limit)
+		ctx, cancel = context.WithTimeout(ctx, max(limit, passing))
 		defer cancel()
 	}
 	tick := time.NewTicker(poll)
@@ -39,8 +43,6 @@ func Take(ctx context.Context, file *os.File, limit time.Duration) error {
 			continue
 		case !errors.Is(err, unix.EWOULDBLOCK):
 			return fmt.Errorf("%s: lock: %w", file.Name(), err)
-		case limit == 0:
-			return fault.Errorf(fault.Busy, "%s: locked by another process", file.Name())
 		}
 		select {
 		case <-tick.C:

@@ -160,12 +160,15 @@ func (c *connection) keepAlive() {
 			close(answer)
 		})
 		asked := time.Now()
+		ticks := time.Duration(0) // that we were there for: of a process that was stopped, an answer may only not be read yet
 		for waiting := true; waiting; {
 			select {
 			case <-answer:
 				waiting = false
 			case <-ticker.C:
-				if dead := c.host.config.DeadAfter; time.Since(asked) >= dead && c.socket.silent() >= dead {
+				ticks++
+				dead := c.host.config.DeadAfter
+				if ticks*c.host.config.KeepAlive >= dead && time.Since(asked) >= dead && c.socket.silent() >= dead {
 					c.lose(fmt.Errorf("it has not answered for %v", dead))
 					return
 				}
