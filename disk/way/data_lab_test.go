@@ -143,6 +143,7 @@ func TestMachineOnPartialBase(t *testing.T) {
 	if _, err := b.way.completed(t.Context(), b.specOf(img)); err != nil {
 		t.Fatal(err)
 	}
+	b.unused()
 	if p := b.prepare(r); p.Devices[0].Backing != nil {
 		t.Errorf("%+v", p.Devices[0])
 	}

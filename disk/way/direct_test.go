@@ -170,6 +170,7 @@ func TestClonesDirectly(t *testing.T) {
 	// In another mode the same overlay stands on the base, and goes back.
 	other := r
 	other.Disks = []disk.Spec{{Image: img, Size: 8 << 20, Mode: "OFFLINE"}, r.Disks[1]}
+	b.unused()
 	d := b.prepare(other).Devices[0]
 	if o, err := readOverlay(d.Path); err != nil || d.Backing != nil || d.Path != first.Devices[0].Path || o.Size != 8<<20 {
 		t.Errorf("%+v %+v %v", d, o, err)
@@ -184,6 +185,29 @@ func TestClonesDirectly(t *testing.T) {
 		t.Error(err)
 	}
 	b.nothing()
+}
+
+// TestModeChangeTakenBack: a machine whose disks cannot be prepared in another mode has what it had.
+func TestModeChangeTakenBack(t *testing.T) {
+	for _, mode := range []string{"NONE", "BACK"} {
+		b := newBench(t, 0)
+		b.remotely()
+		s := b.mine(mode)
+		had := b.prepare(b.request(1, s)).Devices[0]
+		s.Mode = "THRU"
+		gone := disk.Image{ID: 6, Name: "gone", Repository: b.repository, Source: "gone", Format: "raw", Digest: "blake3:" + strings.Repeat("ab", 32), Size: 512}
+		if _, err := b.way.Prepare(t.Context(), b.request(1, s, disk.Spec{ID: 1, Image: &gone}), nil); !fault.Is(err, fault.NotFound) {
+			t.Errorf("%s: %v", mode, err)
+		}
+		if got := readExport(t, had); !bytes.Equal(got, noise(2<<20, 4)) {
+			t.Errorf("%s: differs", mode)
+		}
+		b.unused()
+		if err := b.way.Remove(t.Context(), 1, ""); err != nil {
+			t.Error(err)
+		}
+		b.nothing()
+	}
 }
 
 // TestPersistentDirectly: the machine writes to the image in its repository, through the data path.

@@ -38,9 +38,17 @@ func exportName(machine, id int) string { return fmt.Sprintf("%d.%d", machine, i
 
 func socketPath(dir, name string) string { return filepath.Join(dir, name) }
 
-// makeSockets makes the directory of sockets, which hypervisors pass through.
-func (w *Way) makeSockets() error {
-	dir := w.config.Sockets
+// tellExport has the data path export, in the directory of sockets, which hypervisors pass through.
+func (w *Way) tellExport(ctx context.Context, data blockd.Service, e blockd.Export) error {
+	w.sockets.RLock()
+	defer w.sockets.RUnlock()
+	if err := makeSockets(w.config.Sockets); err != nil {
+		return err
+	}
+	return data.Export(ctx, e)
+}
+
+func makeSockets(dir string) error {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return err
 	}
@@ -80,9 +88,6 @@ func (p *preparation) export(ctx context.Context, d *diskRecord, want blockd.Exp
 	if err != nil {
 		return err
 	}
-	if err := w.makeSockets(); err != nil {
-		return err
-	}
 	if former != nil && !alike(*former, want) {
 		open, err := w.staysConnected(ctx, former.Name)
 		switch {
@@ -106,12 +111,12 @@ func (p *preparation) export(ctx context.Context, d *diskRecord, want blockd.Exp
 		p.back.Push(func() error {
 			err := data.Unexport(context.WithoutCancel(ctx), want.Name)
 			if err == nil {
-				err = removeSocket(want.Path)
+				err = w.removeSocket(want.Path)
 			}
 			return p.keepWhenStuck(err)
 		})
 	}
-	return data.Export(ctx, want)
+	return w.tellExport(ctx, data, want)
 }
 
 // sameBytes reports whether two exports of images that nobody writes to have the same content.
@@ -191,23 +196,26 @@ func (w *Way) unexport(ctx context.Context, d *diskRecord) error {
 	if err := data.Unexport(ctx, d.Export.Name); err != nil && !fault.Is(err, fault.NotFound) {
 		return err
 	}
-	return d.forgetExport()
+	return w.forgetExport(d)
 }
 
 // forgetExport removes what an export that has ended may have left.
-func (d *diskRecord) forgetExport() error {
-	err := removeSocket(d.Export.Path)
+func (w *Way) forgetExport(d *diskRecord) error {
+	err := w.removeSocket(d.Export.Path)
 	if err == nil {
 		d.Export = nil
 	}
 	return err
 }
 
-func removeSocket(path string) error {
+func (w *Way) removeSocket(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	_ = os.Remove(filepath.Dir(path)) // stays when there are others
+	if w.sockets.TryLock() { // else one is being made there
+		defer w.sockets.Unlock()
+		_ = os.Remove(filepath.Dir(path)) // stays when there are others
+	}
 	return nil
 }
 
@@ -217,8 +225,5 @@ func (w *Way) exportAgain(ctx context.Context, e blockd.Export) error {
 	if err != nil {
 		return err
 	}
-	if err := w.makeSockets(); err != nil {
-		return err
-	}
-	return data.Export(ctx, e)
+	return w.tellExport(ctx, data, e)
 }

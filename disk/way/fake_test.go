@@ -235,6 +235,9 @@ func (f *fakeData) Export(_ context.Context, e blockd.Export) error {
 	if had, ok := f.exports[e.Name]; ok && !alike(had, e) {
 		return fault.Errorf(fault.Exists, "export %s is there, and differs", e.Name)
 	}
+	if _, err := os.Stat(filepath.Dir(e.Path)); err != nil { // where the socket would be
+		return err
+	}
 	f.exports[e.Name] = e
 	if e.Volume != nil {
 		return os.WriteFile(filepath.Join(e.Volume.Dir, "cache"), []byte(e.Volume.Mode), 0o600)

@@ -2,7 +2,6 @@ package way
 
 import (
 	"context"
-	"errors"
 	"sync"
 
 	"hayloft/disk"
@@ -24,6 +23,7 @@ type flight struct {
 
 	mu        sync.Mutex
 	listeners map[*listener]bool
+	givenUp   bool // nobody waited any more: it is ending
 }
 
 type listener struct{ report func(done, total int64) }
@@ -69,12 +69,12 @@ func (w *Way) base(ctx context.Context, img disk.Image, kind localstore.Kind, ra
 		case <-f.ended:
 		case <-ctx.Done():
 		}
-		w.leave(key, f, me)
+		f.leave(me)
 		if err := ctx.Err(); err != nil {
 			return "", 0, err
 		}
-		if errors.Is(f.err, context.Canceled) {
-			continue // the flight was given up just before we came
+		if f.err != nil && f.wasGivenUp() {
+			continue // before we came
 		}
 		if first {
 			read = f.read
@@ -101,24 +101,34 @@ func (w *Way) start(ctx context.Context, key flightKey, img disk.Image, rate int
 		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if w.flights[key] == f {
-			delete(w.flights, key)
-		}
+		delete(w.flights, key)
 	}()
 	return f
 }
 
-// leave ends a flight that nobody waits for any more, and waits until nothing of it is left.
-func (w *Way) leave(key flightKey, f *flight, me *listener) {
-	w.mu.Lock()
+func (f *flight) hasEnded() bool {
+	select {
+	case <-f.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+func (f *flight) wasGivenUp() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.givenUp
+}
+
+// leave ends a flight that nobody waits for any more, and waits until nothing of it is left. Who comes meanwhile waits for
+// that too: what the old flight takes back must not be a new one's.
+func (f *flight) leave(me *listener) {
 	f.mu.Lock()
 	delete(f.listeners, me)
 	last := len(f.listeners) == 0
+	f.givenUp = f.givenUp || last && !f.hasEnded()
 	f.mu.Unlock()
-	if last && w.flights[key] == f {
-		delete(w.flights, key)
-	}
-	w.mu.Unlock()
 	if last {
 		f.cancel()
 		<-f.ended

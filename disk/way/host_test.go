@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -142,6 +143,31 @@ func (b *bench) prepare(r disk.Request) disk.Prepared {
 		b.Fatal(err)
 	}
 	return p
+}
+
+// patience ends what would hang, and never what is only slow.
+const patience = 2 * time.Minute
+
+// eventually waits for what is to happen soon.
+func (b *bench) eventually(what string, happened func() bool) {
+	b.Helper()
+	for limit := time.Now().Add(patience); !happened(); time.Sleep(time.Millisecond) {
+		if time.Now().After(limit) {
+			b.Fatalf("never: %s", what)
+		}
+	}
+}
+
+// unused waits until nobody has an export open: the data path hears of those who have gone a moment later.
+func (b *bench) unused() {
+	b.Helper()
+	b.eventually("no connections to exports", func() bool {
+		s, err := b.service().Status(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		return !slices.ContainsFunc(s.Exports, func(e blockd.ExportStatus) bool { return e.Connections > 0 })
+	})
 }
 
 // nothing fails the test when a machine, or a part of a base, is left.

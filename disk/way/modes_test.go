@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"hayloft/cloud/fault"
@@ -138,6 +139,26 @@ func TestClonesByMode(t *testing.T) {
 			b.nothing()
 		})
 	}
+}
+
+// TestExportsComeAndGo: the last export of one machine goes while the first of another comes.
+func TestExportsComeAndGo(t *testing.T) {
+	b := newFakeBench(t, 0)
+	spec := disk.Spec{Image: b.image("tiny", 1), NoFill: true}
+	var group sync.WaitGroup
+	for id := range 3 {
+		group.Go(func() {
+			for range 20 {
+				if _, err := b.way.Prepare(t.Context(), b.request(id, spec), nil); err != nil {
+					t.Error(err)
+				}
+				if err := b.way.Remove(t.Context(), id, ""); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	group.Wait()
 }
 
 func TestModesRefused(t *testing.T) {

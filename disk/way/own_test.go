@@ -2,6 +2,7 @@ package way
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/device"
+	"hayloft/disk/repository"
 	"hayloft/image"
 	"hayloft/image/qcow2"
 )
@@ -224,6 +226,98 @@ func TestWholeCopies(t *testing.T) {
 		}
 		b.noVolume(v)
 	}
+}
+
+// stubborn repositories do not hear that nobody wants the image any more, and give those who open it their bytes one
+// after the other.
+type stubborn struct {
+	repository.Repository
+	gates []chan struct{} // of who opens it first, second...
+
+	mu      sync.Mutex
+	opened  int
+	waiting int // reads
+}
+
+func (s *stubborn) Open(ctx context.Context, name string) (repository.Source, error) {
+	src, err := s.Repository.Open(ctx, name)
+	if err != nil || strings.HasSuffix(name, image.IndexSuffix) {
+		return src, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.opened++
+	return gated{src, s, s.gates[s.opened-1]}, nil
+}
+
+type gated struct {
+	repository.Source
+	of   *stubborn
+	gate chan struct{}
+}
+
+func (g gated) ReadAt(p []byte, offset int64) (int, error) {
+	g.of.mu.Lock()
+	g.of.waiting++
+	g.of.mu.Unlock()
+	<-g.gate
+	return g.Source.ReadAt(p, offset)
+}
+
+// TestTakenUpWhenGivenUp: who wants an image just when the last one who wanted it has gone gets it, whatever the old copy takes
+// back.
+func TestTakenUpWhenGivenUp(t *testing.T) {
+	b, v := onVolumes(t, 0, false)
+	content := diskContent()
+	img := b.add("tiny", content)
+	repo := &stubborn{Repository: b.open(), gates: []chan struct{}{make(chan struct{}), make(chan struct{})}}
+	b.way.open = func(disk.Repository) (repository.Repository, error) { return repo, nil }
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	prepare := func(ctx context.Context, machine int) <-chan error {
+		done := make(chan error, 1)
+		go func() {
+			_, err := b.way.Prepare(ctx, b.request(machine, disk.Spec{Image: img, Mode: "OFFLINE"}), nil)
+			done <- err
+		}()
+		return done
+	}
+	first := prepare(ctx, 1)
+	b.eventually("the first one reads", func() bool {
+		repo.mu.Lock()
+		defer repo.mu.Unlock()
+		return repo.waiting > 0
+	})
+	cancel()
+	second := prepare(t.Context(), 2)
+	b.eventually("the second one waits", func() bool {
+		b.way.mu.Lock()
+		defer b.way.mu.Unlock()
+		for _, f := range b.way.flights {
+			f.mu.Lock()
+			waits := f.givenUp && len(f.listeners) == 1
+			f.mu.Unlock()
+			if waits {
+				return true
+			}
+		}
+		return false
+	})
+	close(repo.gates[0])
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	close(repo.gates[1])
+	if err := <-second; err != nil {
+		t.Fatal(err)
+	}
+	if got := readFile(t, v.path("2.0")); !bytes.Equal(got[:len(content)], content) {
+		t.Error("content differs")
+	}
+	if err := b.way.Remove(t.Context(), 2, ""); err != nil {
+		t.Error(err)
+	}
+	b.noVolume(v)
 }
 
 // TestRoomForVolumes: bases that nobody uses make room, others do not, and where two do not fit one is enough.

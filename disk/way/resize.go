@@ -110,7 +110,7 @@ func (w *Way) resize(ctx context.Context, machine, id int, size int64) error {
 }
 
 // leaveLimit is how long the data path may take to notice that a machine has gone.
-const leaveLimit = 2 * time.Second
+const leaveLimit = 10 * time.Second
 
 // staysConnected is connected, once the connections of who has just gone are.
 func (w *Way) staysConnected(ctx context.Context, name string) (bool, error) {
@@ -206,7 +206,7 @@ func (w *Way) resizeVolume(ctx context.Context, r *record, d *diskRecord, size i
 	if err := w.putRecord(ctx, r); err != nil {
 		return err
 	}
-	return data.Export(ctx, larger)
+	return w.tellExport(ctx, data, larger)
 }
 
 // ownedPath is where the file of an image is that the machine has in its repository.

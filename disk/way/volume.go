@@ -98,10 +98,7 @@ func (p *preparation) endDirect(ctx context.Context, d *diskRecord) error {
 	p.back.Push(func() error {
 		data, err := p.way.data()
 		if err == nil {
-			err = p.way.makeSockets()
-		}
-		if err == nil {
-			err = data.Export(context.WithoutCancel(ctx), former)
+			err = p.way.tellExport(context.WithoutCancel(ctx), data, former)
 		}
 		return err
 	})
@@ -230,9 +227,6 @@ func (p *preparation) exportVolume(ctx context.Context, spec disk.Spec, d *diskR
 	case spec.Preload > 0:
 		want.Volume.Load = min(spec.Preload, d.Size)
 	}
-	if err := w.makeSockets(); err != nil {
-		return err
-	}
 	former := d.Export
 	if former != nil {
 		if want.Volume.Load = former.Volume.Load; !alike(*former, want) {
@@ -257,7 +251,7 @@ func (p *preparation) exportVolume(ctx context.Context, spec disk.Spec, d *diskR
 		p.back.Push(func() error {
 			err := discard(context.WithoutCancel(ctx), data, want)
 			if err == nil {
-				err = removeSocket(want.Path)
+				err = w.removeSocket(want.Path)
 			}
 			if err == nil && !had {
 				err = os.RemoveAll(dir)
@@ -274,10 +268,10 @@ func (p *preparation) exportVolume(ctx context.Context, spec disk.Spec, d *diskR
 // watchLoad exports, and says how far it is when that has to bring much here first.
 func (p *preparation) watchLoad(ctx context.Context, data blockd.Service, want blockd.Export) error {
 	if want.Volume.Load == 0 {
-		return data.Export(ctx, want)
+		return p.way.tellExport(ctx, data, want)
 	}
 	done := make(chan error, 1)
-	go func() { done <- data.Export(ctx, want) }()
+	go func() { done <- p.way.tellExport(ctx, data, want) }()
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
 	report := p.reporter("load " + want.Volume.Image.Name)
@@ -318,7 +312,7 @@ func (p *preparation) endVolume(ctx context.Context, d *diskRecord) error {
 				err = os.Mkdir(former.Volume.Dir, 0o700)
 			}
 			if err == nil || os.IsExist(err) {
-				err = data.Export(context.WithoutCancel(ctx), former)
+				err = w.tellExport(context.WithoutCancel(ctx), data, former)
 			}
 			return err
 		})
@@ -349,9 +343,7 @@ func (w *Way) settle(ctx context.Context, d *diskRecord, report func(done, total
 		return nil // discarded, by one who did not live to say so
 	}
 	if err == nil { // the data path has forgotten it, its files are here
-		if err = w.makeSockets(); err == nil {
-			err = data.Export(ctx, *d.Export)
-		}
+		err = w.tellExport(ctx, data, *d.Export)
 	}
 	if err != nil {
 		return err
@@ -393,7 +385,7 @@ func (w *Way) dropVolume(ctx context.Context, r *record, d *diskRecord, report f
 		return err
 	}
 	d.Cached = false
-	return d.forgetExport()
+	return w.forgetExport(d)
 }
 
 // taken reports whether a persistent image certainly belongs to somebody else, or nobody, by now.

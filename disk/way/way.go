@@ -66,7 +66,8 @@ type Way struct {
 	asking  time.Duration // see askLimit
 	bases   baseVolumes
 	copies  *fastcopy.Limiter
-	swept   bool // volumes, see there
+	sockets sync.RWMutex // read-locked while their directory must stay
+	swept   bool         // volumes, see there
 
 	mu      sync.Mutex
 	turns   map[string]*turn

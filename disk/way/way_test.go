@@ -14,16 +14,16 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/gzip"
-	"go.uber.org/goleak"
 
 	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/device"
 	"hayloft/disk/repository"
 	"hayloft/image"
+	"hayloft/internal/leaktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 func TestOverlayOnSharedBase(t *testing.T) {
 	b := newBench(t, 0)
@@ -158,16 +158,17 @@ func TestFetchedOnceForAll(t *testing.T) {
 			}
 		})
 	}
-	for waiting := 0; waiting < 10; { // until all wait for one flight
+	b.eventually("all wait for one flight", func() bool {
 		b.way.mu.Lock()
-		waiting = 0
+		defer b.way.mu.Unlock()
+		waiting := 0
 		for _, f := range b.way.flights {
 			f.mu.Lock()
 			waiting = len(f.listeners)
 			f.mu.Unlock()
 		}
-		b.way.mu.Unlock()
-	}
+		return waiting == 10
+	})
 	cancel() // one leaves; the others still get it
 	close(c.gate)
 	group.Wait()
