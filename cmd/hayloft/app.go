@@ -21,6 +21,9 @@ type app struct {
 	stdout, stderr io.Writer
 	now            func() time.Time
 	screen         func(io.Writer) screen
+	within         func(context.Context, time.Duration) (context.Context, context.CancelFunc) // bounds a wait
+
+	consolePatience, storagePatience time.Duration
 
 	endpoint    string
 	credentials string
@@ -30,7 +33,8 @@ type app struct {
 }
 
 func newApp() *app {
-	return &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, now: time.Now, screen: screenOf}
+	return &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, now: time.Now, screen: screenOf, within: context.WithTimeout,
+		consolePatience: consolePatience, storagePatience: storagePatience}
 }
 
 // interrupted is the exit status after Ctrl-C, as shells have it.

@@ -116,7 +116,7 @@ func newDatastoreCreateCommand(a *app) *cobra.Command {
 			}
 			a.warnOfMisspelt(named, t)
 			if !noCheck {
-				a.warnOfStorage(ctx, c, id, storagePatience)
+				a.warnOfStorage(ctx, c, id, a.storagePatience)
 			}
 			return nil
 		}))

@@ -121,40 +121,69 @@ func (f *upFlags) running() bool {
 
 // endUp ends a running `hayloft up` and returns when it has.
 func (f *upFlags) endUp(ctx context.Context) error {
-	release, err := f.lock()
-	if err == nil {
-		release()
-		return nil
+	for ctx.Err() == nil {
+		release, err := f.lock()
+		if err == nil {
+			release()
+			return nil
+		}
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		if !fault.Is(err, fault.Busy) {
+			return err
+		}
+		if ended, err := f.terminateUp(ctx); ended || err != nil {
+			return err
+		}
+		select { // it is beginning, or ending: its process id is not there
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+		}
 	}
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	text, readErr := os.ReadFile(f.pidFile())
-	if readErr != nil {
-		return readErr
-	}
-	pid, convErr := strconv.Atoi(strings.TrimSpace(string(text)))
-	if convErr != nil {
-		return err
+	return ctx.Err()
+}
+
+// terminateUp ends the process that has the lock; false when it is not known, or is not there any more.
+func (f *upFlags) terminateUp(ctx context.Context) (ended bool, err error) {
+	pid, ok := f.upProcess()
+	if !ok {
+		return false, nil
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return false, nil
+	}
 	if err != nil {
-		return fmt.Errorf("hayloft up, process %d: %w", pid, err)
+		return false, fmt.Errorf("hayloft up, process %d: %w", pid, err)
 	}
 	defer unix.Close(fd)
-	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil {
-		return fmt.Errorf("hayloft up, process %d: %w", pid, err)
+	if again, ok := f.upProcess(); !ok || again != pid || !f.running() { // the number may be of another process by now
+		return false, nil
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return false, fmt.Errorf("hayloft up, process %d: %w", pid, err)
 	}
 	for ctx.Err() == nil {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200)
 		if n > 0 {
-			return nil
+			return true, nil
 		}
 		if err != nil && !errors.Is(err, unix.EINTR) {
-			return err
+			return false, err
 		}
 	}
-	return ctx.Err()
+	return false, ctx.Err()
+}
+
+// upProcess is the process id in the file that `hayloft up` locks, once it is there.
+func (f *upFlags) upProcess() (pid int, ok bool) {
+	text, err := os.ReadFile(f.pidFile())
+	if err != nil {
+		return 0, false
+	}
+	pid, err = strconv.Atoi(strings.TrimSpace(string(text)))
+	return pid, err == nil
 }
 
 // clean removes what the agent made on this host; with purge also images in volumes, which are not in the state directory.

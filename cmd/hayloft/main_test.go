@@ -14,9 +14,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
-	"go.uber.org/goleak"
 
 	"hayloft/cloud"
+	"hayloft/lab/leaks"
 	"hayloft/server/api"
 	"hayloft/server/api/client/clienttest"
 )
@@ -32,7 +32,7 @@ type leakChecked struct{ *testing.M }
 
 func (m leakChecked) Run() int {
 	status := m.M.Run()
-	if err := goleak.Find(); err != nil && status == 0 {
+	if err := leaks.Find(); err != nil && status == 0 {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -49,8 +49,12 @@ type console struct {
 	stdin  io.Reader
 	screen screen
 	ctx    context.Context
-	stderr io.Writer // besides being kept
+	stderr io.Writer     // besides being kept
+	late   chan struct{} // closed when the time of --timeout is up; nil: as the clock has it
 }
+
+// patience is for what is only slow because the machine has much else to do.
+const patience = 2 * time.Minute
 
 func newConsole(t *testing.T) *console {
 	t.Setenv("HAYLOFT_ENDPOINT", "")
@@ -76,6 +80,20 @@ func (c *console) run(args ...string) (int, string, string) {
 		}
 		return screen{}
 	}
+	a.consolePatience, a.storagePatience = patience, patience
+	if c.late != nil {
+		a.within = func(ctx context.Context, _ time.Duration) (context.Context, context.CancelFunc) {
+			ctx, cancel := context.WithCancel(ctx)
+			go func() {
+				select {
+				case <-c.late:
+					cancel()
+				case <-ctx.Done():
+				}
+			}()
+			return ctx, cancel
+		}
+	}
 	status := a.run(c.ctx, append([]string{"--endpoint", c.server.Endpoint()}, args...))
 	return status, stdout.String(), stderr.String()
 }
@@ -90,19 +108,23 @@ func (c *console) ok(args ...string) string {
 	return stdout
 }
 
-// fails is run for what must not; it returns the message.
+// fails is run for what must not; it returns the message, without the lines of progress that what takes long shows.
 func (c *console) fails(status int, args ...string) string {
 	c.test.Helper()
 	got, stdout, stderr := c.run(args...)
 	if got != status {
 		c.test.Errorf("hayloft %s: exit status %d, want %d\n%s%s", strings.Join(args, " "), got, status, stdout, stderr)
 	}
+	message := ""
 	for line := range strings.Lines(stderr) {
-		if !strings.HasPrefix(line, "hayloft: ") && !strings.Contains(line, "s  ") {
+		switch {
+		case strings.HasPrefix(line, "hayloft: "):
+			message += line
+		case !strings.Contains(line, "s  "):
 			c.test.Errorf("hayloft %s: a line without its head: %q", strings.Join(args, " "), line)
 		}
 	}
-	return stderr
+	return message
 }
 
 // golden compares with a file in testdata.

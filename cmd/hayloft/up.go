@@ -196,16 +196,21 @@ func writeSecret(path, text string) error {
 
 // lock makes this the only `hayloft up` of its state directory, and leaves its process id for `down`.
 func (f *upFlags) lock() (release func(), err error) {
-	file, err := os.OpenFile(f.pidFile(), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := lockfile.Take(context.Background(), file, 0); err != nil {
-		file.Close()
-		if fault.Is(err, fault.Busy) {
-			return nil, fault.Errorf(fault.Busy, "state directory %s: another hayloft up uses it", f.stateDir)
+	var file *os.File
+	for locked := false; !locked; {
+		if file, err = os.OpenFile(f.pidFile(), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+			return nil, err
 		}
-		return nil, err
+		if err := lockfile.Take(context.Background(), file, 0); err != nil {
+			file.Close()
+			if fault.Is(err, fault.Busy) {
+				return nil, fault.Errorf(fault.Busy, "state directory %s: another hayloft up uses it", f.stateDir)
+			}
+			return nil, err
+		}
+		if locked = stillThere(file); !locked {
+			file.Close()
+		}
 	}
 	err = file.Truncate(0)
 	if err == nil {
@@ -219,6 +224,16 @@ func (f *upFlags) lock() (release func(), err error) {
 		_ = os.Remove(f.pidFile())
 		file.Close()
 	}, nil
+}
+
+// stillThere says whether an open file is the one of its name: who had it before may have removed it before we locked it.
+func stillThere(file *os.File) bool {
+	here, err := file.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Stat(file.Name())
+	return err == nil && os.SameFile(here, there)
 }
 
 // child is a process of this program that is kept running.

@@ -62,7 +62,9 @@ func (p *probe) until(ctx context.Context, id int) error {
 			return nil
 		}
 		p.mu.Lock()
-		p.problems[id] = err
+		if ctx.Err() == nil || p.problems[id] == nil { // else the try was cut short, and the one before it tells more
+			p.problems[id] = err
+		}
 		p.mu.Unlock()
 		if gone := p.stopped(ctx, id); gone != nil {
 			return gone
@@ -157,8 +159,8 @@ const (
 )
 
 // lastConsoleLine is what a machine said last; "" when that cannot be found out.
-func lastConsoleLine(ctx context.Context, c *client.Client, id int) string {
-	ctx, cancel := context.WithTimeout(ctx, consolePatience)
+func (a *app) lastConsoleLine(ctx context.Context, c *client.Client, id int) string {
+	ctx, cancel := context.WithTimeout(ctx, a.consolePatience)
 	defer cancel()
 	conn, err := c.Tunnel(ctx, id, client.TunnelConsoleLog, 0)
 	if err != nil {

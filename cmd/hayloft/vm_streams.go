@@ -62,6 +62,15 @@ func (a *app) console(ctx context.Context, conn client.Conn, id int, linger time
 	}()
 	input := make(chan bool, 1)
 	go func() { input <- typeInto(conn, a.stdin) }() // a terminal's read ends with the process
+	// What was heard is written before the end, unless the user does not wait for it.
+	end := func() error {
+		_ = conn.Close()
+		select {
+		case <-output:
+		case <-ctx.Done():
+		}
+		return nil
+	}
 	var quiet <-chan time.Time
 	for {
 		select {
@@ -71,7 +80,7 @@ func (a *app) console(ctx context.Context, conn client.Conn, id int, linger time
 			return ctx.Err()
 		case left := <-input:
 			if left {
-				return nil
+				return end()
 			}
 			quiet, input = after(linger), nil
 		case <-heard:
@@ -79,7 +88,7 @@ func (a *app) console(ctx context.Context, conn client.Conn, id int, linger time
 				quiet = after(linger)
 			}
 		case <-quiet:
-			return nil
+			return end()
 		}
 	}
 }

@@ -44,7 +44,7 @@ func (a *app) await(ctx context.Context, c *client.Client, ids []int, g goal, ti
 	limited := ctx
 	if timeout > 0 {
 		var cancel context.CancelFunc
-		limited, cancel = context.WithTimeout(ctx, timeout)
+		limited, cancel = a.within(ctx, timeout)
 		defer cancel()
 	}
 	w := &waiting{goal: g, meter: a.newMeter(), rate: rate{now: a.now}, probe: newProbe(c)}
@@ -189,7 +189,7 @@ func (a *app) timedOut(ctx context.Context, c *client.Client, last []api.VM, w *
 			}
 		}
 		if vm.State == cloud.StateActive {
-			if line := lastConsoleLine(ctx, c, vm.ID); line != "" {
+			if line := a.lastConsoleLine(ctx, c, vm.ID); line != "" {
 				text += fmt.Sprintf("; last line on its console: %q", line)
 			}
 		}

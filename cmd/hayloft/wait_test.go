@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -120,7 +121,7 @@ func TestCreateWaitsForSSH(t *testing.T) {
 		}
 		return nil
 	}, func(conn net.Conn, _ string) { fmt.Fprint(conn, "SSH-2.0-dropbear\r\n") })
-	if out := c.ok("vm", "create", "web", "--count", "3", "--wait=ssh", "--timeout", "1m"); out != "IDs: 20..22\n" {
+	if out := c.ok("vm", "create", "web", "--count", "3", "--wait=ssh", "--timeout", "10m"); out != "IDs: 20..22\n" {
 		t.Errorf("%q", out)
 	}
 	if tries.Load() < 5 {
@@ -135,7 +136,22 @@ func TestWaitTimesOut(t *testing.T) {
 	waits.SchedMessage = "host a has 1 CPU, 2 wanted"
 	c.server.Put(cloud.KindVM, stuck)
 	c.server.Put(cloud.KindVM, waits)
-	c.server.Tunnel(func(int, string, int) error { return nil }, func(conn net.Conn, kind string) {
+	// Its time is up when both machines were shown and the second try has begun.
+	c.late = make(chan struct{})
+	var due sync.WaitGroup
+	due.Add(2)
+	go func() {
+		due.Wait()
+		close(c.late)
+	}()
+	c.stderr = &signalling{on: "2 machines: 1 pending, 1 running", done: sync.OnceFunc(due.Done)}
+	var tries atomic.Int64
+	c.server.Tunnel(func(_ int, kind string, _ int) error {
+		if kind == client.TunnelTCP && tries.Add(1) == 2 {
+			due.Done()
+		}
+		return nil
+	}, func(conn net.Conn, kind string) {
 		if kind == client.TunnelConsoleLog {
 			fmt.Fprint(conn, "Linux\r\nKernel panic - not \x1b[1msyncing\r\n\n")
 			return
@@ -334,12 +350,16 @@ func TestConsole(t *testing.T) {
 		heard := make([]byte, 6)
 		_, _ = io.ReadFull(conn, heard)
 		fmt.Fprintf(conn, "heard %s", heard)
-		_, _ = io.Copy(io.Discard, conn)
+		if string(heard) != "uname\n" {
+			_, _ = io.Copy(io.Discard, conn)
+		}
 	})
 	c.stdin = strings.NewReader("uname\n")
-	if got := c.ok("vm", "console", "3", "--linger", "3s"); got != "heard uname\n" {
+	if got := c.ok("vm", "console", "3", "--linger", "1h"); got != "heard uname\n" {
 		t.Errorf("%q", got)
 	}
+	c.stdin = strings.NewReader("uptime\n")
+	c.ok("vm", "console", "3", "--linger", "10ms") // ends by itself, whether or not it was quick enough to hear anything
 	left, right := net.Pipe()
 	go func() { fmt.Fprint(right, "unam\x1de\n") }()
 	c.stdin = left
