@@ -64,7 +64,9 @@ func (s *Server) answer(h handler) http.HandlerFunc {
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		value, err := h(r)
 		if err != nil && ctx.Err() != nil {
-			err = context.Cause(ctx)
+			if err = context.Cause(ctx); errors.Is(err, context.Canceled) { // or the caller is gone, and hears nothing of it
+				err = fault.Errorf(fault.Unavailable, "the server is stopping; what was asked may or may not happen")
+			}
 		}
 		if err != nil {
 			s.fail(w, r, err)
