@@ -100,26 +100,53 @@ func (s *Store) Build(_ context.Context, digest string, kind localstore.Kind) (l
 	b := &builder{store: s, digest: digest, kind: kind, dir: dir}
 	s.mu.Lock() // against the removal of the empty directory by another builder
 	defer s.mu.Unlock()
-	if err := s.makeDir(dir); err != nil {
-		return nil, s.errorf(err)
+	for try := 1; ; try++ {
+		err := b.begin()
+		if err == nil {
+			return b, nil
+		}
+		err = errors.Join(err, b.drop())
+		if !errors.Is(err, errSwept) || try == maxSwept {
+			return nil, s.errorf(err)
+		}
 	}
-	if kind == localstore.Tree {
-		if b.part, err = os.MkdirTemp(dir, "tree"+partMark); err == nil {
+}
+
+// maxSwept is how often in a row; more often than that, what is gone is the store.
+const maxSwept = 100
+
+var errSwept = errors.New("swept away by a process that starts")
+
+// begin makes what is built in, and locks it: until then another process that starts takes it for what a crash left.
+func (b *builder) begin() (err error) {
+	b.part, b.file = "", nil
+	if err := b.store.makeDir(b.dir); err != nil {
+		return sweptIfGone(err)
+	}
+	if b.kind == localstore.Tree {
+		if b.part, err = os.MkdirTemp(b.dir, "tree"+partMark); err == nil {
 			b.file, err = os.Open(b.part)
 		}
-		if err == nil {
-			err = os.Mkdir(b.Path(), 0o755)
-		}
-	} else if b.file, err = os.CreateTemp(dir, "data"+partMark); err == nil {
+	} else if b.file, err = os.CreateTemp(b.dir, "data"+partMark); err == nil {
 		b.part = b.file.Name()
 	}
 	if err == nil {
 		err = unix.Flock(int(b.file.Fd()), unix.LOCK_EX)
 	}
-	if err != nil {
-		return nil, errors.Join(s.errorf(err), b.drop())
+	if err == nil {
+		_, err = os.Lstat(b.part)
 	}
-	return b, nil
+	if err == nil && b.kind == localstore.Tree {
+		err = os.Mkdir(b.Path(), 0o755)
+	}
+	return sweptIfGone(err)
+}
+
+func sweptIfGone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(errSwept, err)
+	}
+	return err
 }
 
 func (b *builder) Path() string {

@@ -149,10 +149,15 @@ func (s *Store) removeFiles(dir string, kind localstore.Kind) error {
 	}
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		if kindOfFile(e.Name()) != kind || strings.Contains(e.Name(), partMark) && inUse(path) {
+		if kindOfFile(e.Name()) != kind {
 			continue
 		}
-		if err := removeTree(path); err != nil {
+		if strings.Contains(e.Name(), partMark) {
+			_, err = removeUnused(path)
+		} else {
+			err = removeTree(path)
+		}
+		if err != nil {
 			return err
 		}
 	}

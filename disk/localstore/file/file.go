@@ -171,6 +171,9 @@ func (s *Store) sweep() error {
 
 func (s *Store) sweepBase(dir, digest string) error {
 	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // another process removed it just now
+	}
 	if err != nil {
 		return err
 	}
@@ -190,29 +193,34 @@ func (s *Store) sweepBase(dir, digest string) error {
 	left := len(entries)
 	for _, e := range entries {
 		name := e.Name()
-		if kept[kindOfFile(name)] && !strings.Contains(name, partMark) || inUse(filepath.Join(dir, name)) {
+		if kept[kindOfFile(name)] && !strings.Contains(name, partMark) {
 			continue
 		}
-		s.Log.Info("remove what a crash left of a base", "digest", digest, "file", name)
-		if err := removeTree(filepath.Join(dir, name)); err != nil {
+		removed, err := removeUnused(filepath.Join(dir, name))
+		if err != nil {
 			return err
 		}
-		left--
+		if removed {
+			s.Log.Info("what a crash left of a base is removed", "digest", digest, "file", name)
+			left--
+		}
 	}
 	if left == 0 {
-		return os.Remove(dir)
+		_ = os.Remove(dir) // stays when another process builds there by now
 	}
 	return nil
 }
 
-// inUse reports whether a living process holds the lock of a part.
-func inUse(path string) bool {
+// removeUnused removes a file or directory, unless a living process holds its lock: for who takes that meanwhile, it is gone.
+func removeUnused(path string) (removed bool, err error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return false
+	if err == nil {
+		defer f.Close()
+		if errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK) {
+			return false, nil
+		}
 	}
-	defer f.Close()
-	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
+	return true, removeTree(path)
 }
 
 // removeTree removes also what has directories of mode 0, when we are not root.

@@ -115,6 +115,44 @@ func TestBaseIsThereOnlyWhenMarked(t *testing.T) {
 	}
 }
 
+// Agents that start while one builds sweep away nothing of what that is building.
+func TestBuiltWhileOthersStart(t *testing.T) {
+	s := open(t, 0)
+	var group sync.WaitGroup
+	ended := make(chan struct{})
+	defer group.Wait()
+	defer close(ended)
+	for range 2 {
+		group.Go(func() {
+			for {
+				select {
+				case <-ended:
+					return
+				default:
+				}
+				if _, err := Open(s.Config); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 100 {
+		for _, kind := range []localstore.Kind{localstore.Data, localstore.Tree} {
+			b, err := s.Build(t.Context(), digest, kind)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := os.Stat(b.Path()); err != nil {
+				t.Error(err)
+			}
+			if err := b.Abort(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
 // A base that cannot be marked, as on a full disk, leaves nothing that takes up room.
 func TestBaseThatCannotBeMarkedIsGone(t *testing.T) {
 	s := open(t, 0)

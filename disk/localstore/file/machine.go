@@ -29,12 +29,15 @@ func (s *Store) loadMachines() error {
 	for _, e := range entries {
 		path := filepath.Join(s.machineRoot(), e.Name())
 		if strings.Contains(e.Name(), partMark) {
-			if err := os.Remove(path); err != nil {
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
 			continue
 		}
 		text, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // another process dropped it just now
+		}
 		if err != nil {
 			return err
 		}
