@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"hayloft/cloud/fault"
 	"hayloft/hypervisor"
 	"hayloft/hypervisor/qemu/qmp"
 )
@@ -26,6 +27,7 @@ func (d *Driver) adoptAll() error {
 	var mu sync.Mutex
 	var errs []error
 	room := make(chan struct{}, 8)
+	var records []record
 	for _, path := range paths {
 		text, err := os.ReadFile(path)
 		if err != nil {
@@ -35,6 +37,9 @@ func (d *Driver) adoptAll() error {
 		if err := json.Unmarshal(text, &r); err != nil || d.recordPath(r.ID) != path {
 			return fmt.Errorf("qemu driver: record %s is damaged: %w", path, err)
 		}
+		records = append(records, r)
+	}
+	for _, r := range records {
 		dom := newDomain(r)
 		d.mu.Lock()
 		d.domains[r.ID] = dom
@@ -93,6 +98,7 @@ func (d *Driver) adopt(dom *domain) error {
 	}
 	interruptedStart, ending := r.Phase == starting, r.Ending.Status != ""
 	d.hold(dom, p)
+	dom.adopting = !interruptedStart && !ending
 	dom.mu.Unlock()
 	ctx, cancel := context.WithTimeout(d.ctx, commandLimit)
 	defer cancel()
@@ -106,8 +112,8 @@ func (d *Driver) adopt(dom *domain) error {
 		return d.kill(ctx, dom, r.Ending)
 	}
 	d.log.Info("domain adopted", "domain", dom.id, "pid", p.pid)
-	if err := d.resume(ctx, dom, p); err != nil {
-		// Its process lives, so it is a running domain; operations will say what is wrong.
+	if _, err := d.connect(ctx, dom, p, dialLimit); err != nil {
+		// Its process lives, so it is a running domain; it is tried again, by operations too, which say what is wrong.
 		d.log.Warn("adopted domain does not answer", "domain", dom.id, "err", err)
 	}
 	return nil
@@ -136,15 +142,35 @@ func (d *Driver) reap(pid int) {
 	}
 }
 
-// resume connects to an adopted QEMU and finishes or takes back what the driver before us was doing.
-func (d *Driver) resume(ctx context.Context, dom *domain, p *process) error {
-	dial, cancel := context.WithTimeout(ctx, dialLimit)
-	defer cancel()
-	client, err := qmp.Dial(dial, dom.record().path(qmpSocket))
-	if err != nil {
-		return err
+// connect makes a connection that was lost anew, within limit, and catches up with what happened meanwhile. The caller has the
+// turn, or is alone.
+func (d *Driver) connect(ctx context.Context, dom *domain, p *process, limit time.Duration) (*qmp.Client, error) {
+	dom.mu.Lock()
+	client, adopting := dom.monitor, dom.adopting
+	dom.mu.Unlock()
+	if client == nil || client.Err() != nil {
+		dial, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		var err error
+		if client, err = qmp.Dial(dial, dom.record().path(qmpSocket)); err != nil {
+			return nil, err
+		}
+		d.attach(dom, p, client)
 	}
-	d.attach(dom, p, client)
+	if !adopting {
+		return client, d.look(ctx, dom, p, client)
+	}
+	if err := d.resume(ctx, dom, p, client); err != nil {
+		return nil, err
+	}
+	dom.mu.Lock()
+	dom.adopting = false
+	dom.mu.Unlock()
+	return client, nil
+}
+
+// resume finishes or takes back what the driver before us was doing with an adopted QEMU.
+func (d *Driver) resume(ctx context.Context, dom *domain, p *process, client *qmp.Client) error {
 	if partial := dom.record().Saving; partial != "" {
 		if err := d.takeBackSave(dom, client, partial); err != nil {
 			return err
@@ -184,7 +210,8 @@ const (
 	consoleLogKeep = 1 << 20 // bytes of a console log that stay readable
 )
 
-// tend bounds the console logs, and lets machines go on that wait for the host's storage.
+// tend bounds the console logs, lets machines go on that wait for the host's storage, and connects again to those that nobody
+// follows.
 func (d *Driver) tend() {
 	tick := time.NewTicker(tendEvery)
 	defer tick.Stop()
@@ -212,7 +239,12 @@ func (d *Driver) tendOne(dom *domain) error {
 	dom.mu.Lock()
 	r, client, waits := dom.rec, dom.monitor, dom.ioTrouble && dom.freezes == 0 && dom.rec.Saving == ""
 	alive := dom.proc != nil
+	revive := alive && r.Phase == running && dom.lost() && !dom.reviving
+	dom.reviving = dom.reviving || revive
 	dom.mu.Unlock()
+	if revive {
+		d.wg.Go(func() { d.revive(dom) })
+	}
 	if !alive {
 		return nil
 	}
@@ -224,6 +256,27 @@ func (d *Driver) tendOne(dom *domain) error {
 		}
 	}
 	return bound(r.path(consoleLog), consoleLogKeep)
+}
+
+// revive connects to a domain's QEMU that did not answer when it was adopted, or that broke its connection. A guest that has gone
+// off since would wait for its end for ever.
+func (d *Driver) revive(dom *domain) {
+	defer func() {
+		dom.mu.Lock()
+		dom.reviving = false
+		dom.mu.Unlock()
+	}()
+	ctx, now, done, err := d.turn(d.ctx, dom.id)
+	if err != nil {
+		return // removed; or killed, and if it lives all the same it is tended again
+	}
+	defer done()
+	if now != dom {
+		return
+	}
+	if _, err := d.client(ctx, dom); err != nil && !fault.Is(err, fault.WrongState) && ctx.Err() == nil {
+		d.log.Warn("domain does not answer", "domain", dom.id, "err", err)
+	}
 }
 
 // bound gives back the disk space of all but about the last keep bytes of a log that another process appends

@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"syscall"
 	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/hypervisor"
 	"hayloft/hypervisor/internal/turn"
+	"hayloft/hypervisor/qemu/qmp"
 )
 
 // Shutdown presses the guest's power button. It may be called again for a guest that did not listen.
@@ -77,17 +80,32 @@ func (d *Driver) unlessEnded(ctx context.Context, dom *domain, err, instead erro
 		return instead
 	}
 	if p := dom.process(); p != nil {
-		// A connection that breaks is the first sign of a process that ends.
+		patience := time.Second
+		if broken(err) { // the first sign of a process that ends
+			patience = quitLimit
+		}
 		select {
 		case <-p.ended:
 			return instead
 		case <-ctx.Done():
 			return interrupted(ctx, err)
-		case <-time.After(time.Second):
+		case <-d.ctx.Done():
+			return err
+		case <-time.After(patience):
 			return err
 		}
 	}
 	return instead
+}
+
+// broken says that err comes from a connection that QEMU has ended, or from one that it did not take.
+func broken(err error) bool {
+	for _, sign := range []error{qmp.ErrClosed, io.EOF, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, sign) {
+			return true
+		}
+	}
+	return false
 }
 
 // interrupted is err, or the interruption that caused it.
@@ -149,6 +167,7 @@ func (d *Driver) Remove(ctx context.Context, id int) error {
 	if err := d.kill(ctx, dom, outcome{hypervisor.Crashed, "removed"}); err != nil {
 		return err
 	}
+	d.removeGroup(id) // where it was not to be had when the process ended
 	if err := os.RemoveAll(dom.record().runtimeDir()); err != nil {
 		return fmt.Errorf("domain %d: %w", id, err)
 	}

@@ -2,9 +2,13 @@ package qemu
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"hayloft/cloud/fault"
 	"hayloft/hypervisor"
@@ -39,7 +43,7 @@ func readDemand(tasks string) (hypervisor.Demand, error) {
 	var ran, waited int64
 	for _, thread := range threads {
 		text, err := os.ReadFile(filepath.Join(tasks, thread.Name(), "schedstat"))
-		if os.IsNotExist(err) && len(threads) > 1 {
+		if (errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)) && len(threads) > 1 {
 			continue // a thread that has just ended
 		}
 		if err != nil {

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -9,6 +10,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/hypervisor"
+	"hayloft/hypervisor/internal/turn"
 	"hayloft/hypervisor/qemu/qmp"
 )
 
@@ -25,6 +27,8 @@ const (
 type domain struct {
 	id int
 
+	acting sync.Mutex // one at a time does what a guest's end or reset asks for, before mu
+
 	mu        sync.Mutex
 	rec       record
 	proc      *process    // nil when there is none
@@ -33,6 +37,8 @@ type domain struct {
 	ioTrouble bool        // ... because the host's storage failed
 	resetting bool        // between guest off and its reset, in a soft reboot
 	freezes   int
+	adopting  bool        // QEMU has not answered to this driver since it was adopted
+	reviving  bool        // somebody waits for the turn to connect again
 	migration chan string // last status of a migration
 	console   *console
 }
@@ -118,6 +124,15 @@ func (d *Driver) turn(ctx context.Context, id int) (context.Context, *domain, fu
 	return ctx, dom, done, nil
 }
 
+// turnAtLast is turn for what must be done in any case: a kill or a remove goes first.
+func (d *Driver) turnAtLast(ctx context.Context, id int) (context.Context, *domain, func(), error) {
+	for {
+		if ctx, dom, done, err := d.turn(ctx, id); !errors.Is(err, turn.ErrInterrupted) {
+			return ctx, dom, done, err
+		}
+	}
+}
+
 // List implements hypervisor.Driver. It asks no process: the watchers keep what it needs.
 func (d *Driver) List(context.Context) ([]hypervisor.Domain, error) {
 	d.mu.Lock()
@@ -155,23 +170,25 @@ func (d *Driver) decide(dom *domain, o outcome) error {
 }
 
 // client returns the QMP connection, fault.WrongState when the machine does not run. A connection that was
-// lost is made again.
+// lost is made again. The caller has the turn.
 func (d *Driver) client(ctx context.Context, dom *domain) (*qmp.Client, error) {
 	dom.mu.Lock()
-	proc, client, r := dom.proc, dom.monitor, dom.rec
+	proc, client, r, lost := dom.proc, dom.monitor, dom.rec, dom.lost()
 	dom.mu.Unlock()
 	if proc == nil {
 		return nil, fault.Errorf(fault.WrongState, "domain %d does not run", r.ID)
 	}
-	if client != nil && client.Err() == nil {
+	if !lost {
 		return client, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, dialLimit)
+	ctx, cancel := context.WithTimeout(ctx, commandLimit)
 	defer cancel()
-	client, err := qmp.Dial(ctx, r.path(qmpSocket))
+	client, err := d.connect(ctx, dom, proc, commandLimit)
 	if err != nil {
 		return nil, fmt.Errorf("domain %d: %w", r.ID, err)
 	}
-	d.attach(dom, proc, client)
 	return client, nil
 }
+
+// lost says that nobody follows what QEMU tells. Caller holds dom.mu.
+func (dom *domain) lost() bool { return dom.adopting || dom.monitor == nil || dom.monitor.Err() != nil }

@@ -7,9 +7,11 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/hypervisor"
+	"hayloft/hypervisor/qemu/qmp"
 )
 
 // clockTick is the unit of CPU time in /proc, which Linux has fixed for user space (USER_HZ).
@@ -70,6 +72,7 @@ func (d *Driver) stopGuest(ctx context.Context, id int) error {
 	}
 	defer done()
 	if err := d.command(ctx, dom, "stop"); err != nil {
+		d.unstop(dom, err)
 		return interrupted(ctx, err)
 	}
 	dom.mu.Lock()
@@ -78,8 +81,21 @@ func (d *Driver) stopGuest(ctx context.Context, id int) error {
 	return nil
 }
 
+// unstop takes back a "stop" that failed with err: one that was given up may be heard all the same.
+func (d *Driver) unstop(dom *domain, err error) {
+	dom.mu.Lock()
+	client, others := dom.monitor, dom.freezes > 0
+	dom.mu.Unlock()
+	if refused := (*qmp.Error)(nil); client == nil || others || errors.As(err, &refused) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(d.ctx, time.Second) // QEMU does it in the order of asking, also when it answers later
+	defer cancel()
+	_ = client.Execute(ctx, "cont", nil, nil)
+}
+
 func (d *Driver) continueGuest(ctx context.Context, id int) error {
-	ctx, dom, done, err := d.turn(ctx, id)
+	ctx, dom, done, err := d.turnAtLast(ctx, id)
 	if fault.Is(err, fault.NotFound) {
 		return nil
 	}

@@ -41,12 +41,12 @@ func bootSector(t testing.TB) []byte {
 	a.emit(0x31, 0xc0, 0x8e, 0xd8)             // xor ax, ax; mov ds, ax
 	a.emit(0xc7, 0x06, 0x20, 0x00, 0x00, 0x7d) // mov word [0x20], 0x7d00
 	a.emit(0xa3, 0x22, 0x00)                   // mov [0x22], ax
+	a.movDX(0x602)                             // PM1 enable: power button, before anybody can know that we are up
+	a.emit(0xb8, 0x00, 0x01, 0xef)             // mov ax, 0x100; out dx, ax
 	a.movDX(0x3f8)
 	for _, c := range []byte(bootMark) {
 		a.emit(0xb0, c, 0xee) // mov al, c; out dx, al
 	}
-	a.movDX(0x602)                 // PM1 enable: power button
-	a.emit(0xb8, 0x00, 0x01, 0xef) // mov ax, 0x100; out dx, ax
 	a.label("loop")
 	a.emit(0xfb, 0xf4, 0xfa) // sti; hlt until the next tick; cli
 	a.label("poll")

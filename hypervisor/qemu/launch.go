@@ -246,18 +246,18 @@ func (d *Driver) launch(ctx context.Context, dom *domain, m hypervisor.Machine, 
 	l.sockets = nil
 	client, err := qmp.Dial(ctx, l.rec.path(qmpSocket))
 	if err != nil {
-		return d.blame(dom, p, err)
+		return d.blame(ctx, dom, p, err)
 	}
 	d.attach(dom, p, client)
 	if m.Graphics != nil && m.Graphics.Password != "" {
 		args := map[string]string{"protocol": "vnc", "password": m.Graphics.Password}
 		if err := client.Execute(ctx, "set_password", args, nil); err != nil {
-			return d.blame(dom, p, err)
+			return d.blame(ctx, dom, p, err)
 		}
 	}
 	if l.state != nil {
 		if err := d.load(ctx, dom, client, l.state); err != nil {
-			return d.blame(dom, p, fmt.Errorf("saved state %s: %w", m.Restore, err))
+			return d.blame(ctx, dom, p, fmt.Errorf("saved state %s: %w", m.Restore, err))
 		}
 	}
 	dom.mu.Lock()
@@ -268,7 +268,7 @@ func (d *Driver) launch(ctx context.Context, dom *domain, m hypervisor.Machine, 
 	}
 	dom.mu.Unlock()
 	if err != nil {
-		return d.blame(dom, p, err)
+		return d.blame(ctx, dom, p, err)
 	}
 	// From here a guest that ends at once is a machine that was started and ended.
 	if err := client.Execute(ctx, "cont", nil, nil); err != nil {
@@ -276,7 +276,7 @@ func (d *Driver) launch(ctx context.Context, dom *domain, m hypervisor.Machine, 
 		gone := dom.rec.Phase == ended || dom.rec.Ending.Status != ""
 		dom.mu.Unlock()
 		if !gone {
-			return d.blame(dom, p, err)
+			return d.blame(ctx, dom, p, err)
 		}
 	}
 	return ctx.Err()
@@ -318,9 +318,16 @@ func (d *Driver) spawn(dom *domain, m hypervisor.Machine, l *launching) (*proces
 		d.removeGroup(m.ID)
 		return nil, err
 	}
-	_ = cmd.Process.Release() // the watcher reaps it
 	dom.mu.Lock()
 	defer dom.mu.Unlock()
+	if d.ctx.Err() != nil { // Close has been here, and waits for no watcher that comes now
+		p.fd.Close()
+		err := errors.Join(errors.New("driver closed"), cmd.Process.Kill())
+		_, _ = cmd.Process.Wait()
+		d.removeGroup(m.ID)
+		return nil, err
+	}
+	_ = cmd.Process.Release() // the watcher reaps it
 	dom.rec.PID, dom.rec.Started = pid, time.Now()
 	d.hold(dom, p)
 	return p, nil
@@ -351,7 +358,7 @@ func (d *Driver) removeGroup(id int) {
 	if d.groups == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), groupLimit)
 	defer cancel()
 	if g, err := d.groups.Open(groupName(id)); err == nil {
 		if err := g.Remove(ctx); err != nil {
@@ -387,14 +394,18 @@ func (d *Driver) discard(dom *domain, p *process) error {
 }
 
 // blame gives QEMU's own words as the cause when it ended, instead of the connection that broke.
-func (d *Driver) blame(dom *domain, p *process, err error) error {
+func (d *Driver) blame(ctx context.Context, dom *domain, p *process, err error) error {
 	var refused *qmp.Error
 	if errors.As(err, &refused) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
 	select {
-	case <-p.ended:
-	case <-time.After(time.Second): // the connection ends a little before the process
+	case <-p.ended: // a little after the connection
+	case <-time.After(quitLimit):
+		return err
+	case <-ctx.Done():
+		return err
+	case <-d.ctx.Done():
 		return err
 	}
 	if said := words(dom.record().runtimeDir()); said != "" {

@@ -84,6 +84,9 @@ func TestConsoleLogIsBounded(t *testing.T) {
 	if _, err := writer.Write(bytes.Repeat([]byte("0123456789abcdef"), 16<<10)); err != nil {
 		t.Fatal(err)
 	}
+	if err := writer.Sync(); err != nil { // some file systems count no blocks before
+		t.Fatal(err)
+	}
 	if err := bound(path, 32<<10); err != nil {
 		t.Fatal(err)
 	}

@@ -22,8 +22,10 @@ import (
 // start is slow on a slow host.
 const (
 	accelLimit   = 2 * time.Second
-	emulateLimit = 30 * time.Second
+	emulateLimit = 2 * time.Minute
 )
+
+var errHangs = errors.New("a guest of a few bytes did not run")
 
 // probe asks QEMU what it is and tries the accelerators.
 func (d *Driver) probe(ctx context.Context) (*host, error) {
@@ -32,22 +34,32 @@ func (d *Driver) probe(ctx context.Context) (*host, error) {
 		return nil, fmt.Errorf("qemu probe: %w", err)
 	}
 	if d.config.Accel != "" {
-		if err := d.tryAccelerator(ctx, d.config.Accel); err != nil {
+		if err := d.tryAccelerator(ctx, d.config.Accel, emulateLimit); err != nil {
 			return nil, fault.Errorf(fault.Unsupported, "qemu probe: accelerator %s: %w", d.config.Accel, err)
 		}
 		h.Accelerator = d.config.Accel
 		return h, nil
 	}
 	h.Accelerator = "kvm"
-	kvm := d.tryAccelerator(ctx, "kvm")
+	kvm := d.tryAccelerator(ctx, "kvm", accelLimit)
 	if kvm == nil {
 		return h, nil
 	}
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("qemu probe: %w", ctx.Err())
 	}
-	if err := d.tryAccelerator(ctx, "tcg"); err != nil {
+	begun := time.Now()
+	if err := d.tryAccelerator(ctx, "tcg", emulateLimit); err != nil {
 		return nil, fault.Errorf(fault.Unsupported, "qemu probe: no accelerator works: kvm: %w; tcg: %w", kvm, err)
+	}
+	// On a host that is slow at the moment kvm had too little time, which shows in what emulation takes.
+	if patience := min(10*time.Since(begun), emulateLimit); errors.Is(kvm, errHangs) && patience > accelLimit {
+		if kvm = d.tryAccelerator(ctx, "kvm", patience); kvm == nil {
+			return h, nil
+		}
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("qemu probe: %w", ctx.Err())
+		}
 	}
 	h.Accelerator = "tcg"
 	h.Notes = append(h.Notes, "kvm is not used, machines are emulated and slow: "+kvm.Error())
@@ -56,7 +68,7 @@ func (d *Driver) probe(ctx context.Context) (*host, error) {
 
 // interview asks a QEMU without a machine for its version and machine types.
 func (d *Driver) interview(ctx context.Context) (*host, error) {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, emulateLimit)
 	defer cancel()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -172,7 +184,7 @@ func probeFirmware() []byte {
 
 // tryAccelerator runs the guest under accel, with the processor that machines get. An accelerator whose device opens may
 // still not run a single instruction.
-func (d *Driver) tryAccelerator(ctx context.Context, accel string) error {
+func (d *Driver) tryAccelerator(ctx context.Context, accel string, limit time.Duration) error {
 	fd, err := unix.MemfdCreate("firmware", unix.MFD_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("memfd: %w", err)
@@ -181,10 +193,6 @@ func (d *Driver) tryAccelerator(ctx context.Context, accel string) error {
 	defer rom.Close()
 	if _, err := rom.Write(probeFirmware()); err != nil {
 		return err
-	}
-	limit := accelLimit
-	if accel == "tcg" {
-		limit = emulateLimit
 	}
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -200,7 +208,7 @@ func (d *Driver) tryAccelerator(ctx context.Context, accel string) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case limited.Err() != nil:
-		return fmt.Errorf("a guest of a few bytes did not run within %v", limit)
+		return fmt.Errorf("%w within %v", errHangs, limit.Round(time.Second))
 	case stderr.Len() > 0:
 		return errors.New(strings.Join(strings.Split(strings.TrimSpace(stderr.String()), "\n"), "; "))
 	case err == nil:

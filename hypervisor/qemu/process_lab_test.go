@@ -218,9 +218,7 @@ func TestAdoptionFinishesWhatWasUnderWay(t *testing.T) {
 	}
 	l.restart(func() {})
 	for _, id := range []int{10, 11} {
-		if d := l.domain(id); d.Status != hypervisor.Running {
-			t.Errorf("%+v, want running", d)
-		}
+		l.await("the machine goes on", func() bool { return l.domain(id).Status == hypervisor.Running && !l.adopting(id) })
 	}
 	if _, err := os.Stat(partial); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the incomplete saved state is still there: %v", err)
@@ -236,6 +234,14 @@ func TestAdoptionFinishesWhatWasUnderWay(t *testing.T) {
 	}
 }
 
+// adopting says whether a domain has yet to answer to the driver that has adopted it.
+func (l *lab) adopting(id int) bool {
+	dom := l.d.find(id)
+	dom.mu.Lock()
+	defer dom.mu.Unlock()
+	return dom.adopting
+}
+
 func TestSoftRebootSurvivesTheDriver(t *testing.T) {
 	l := newLab(t)
 	m := guest(t, 13)
@@ -243,10 +249,7 @@ func TestSoftRebootSurvivesTheDriver(t *testing.T) {
 	if err := l.d.change(l.d.find(13), func(r *record) { r.Reboot = true }); err != nil {
 		t.Fatal(err)
 	}
-	l.restart(func() {
-		pressAway(t, m, typePowerOff)
-		awaitGuestOff(t, m)
-	})
+	l.restart(func() { powerOffAway(t, m) })
 	l.await("second boot", func() bool { return l.boots(13) == 2 })
 	press(t, l.d, m, typePowerOff) // and this one is for good
 	l.await("off", func() bool { return l.domain(13).Status == hypervisor.Off })
@@ -396,7 +399,8 @@ func serveNBD(t *testing.T, file, socket, export string) {
 	}()
 	t.Cleanup(func() { cancel(); <-ended })
 	for deadline := time.Now().Add(longest); ; time.Sleep(5 * time.Millisecond) {
-		if _, err := os.Stat(socket); err == nil {
+		if conn, err := net.Dial("unix", socket); err == nil { // the file is there before somebody listens
+			conn.Close()
 			return
 		}
 		if time.Now().After(deadline) {

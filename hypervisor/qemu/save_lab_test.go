@@ -13,6 +13,8 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/hypervisor"
+	"hayloft/hypervisor/qemu/qmp"
+	"hayloft/lab/labtest"
 )
 
 // echoes reports whether the guest answers on its console.
@@ -40,11 +42,7 @@ func TestSaveToAFullDisk(t *testing.T) {
 	if err := unix.Mount("none", dir, "tmpfs", 0, "size=64k"); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { labtest.Unmount(t, dir) })
 	m := guest(t, 30)
 	l.start(m)
 	path := filepath.Join(dir, "saved")
@@ -102,7 +100,7 @@ func TestQEMUThatHangs(t *testing.T) {
 	l := newLab(t)
 	l.start(guest(t, 32))
 	pid := l.domain(32).PID
-	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+	if err := labtest.Halt(pid); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -119,6 +117,79 @@ func TestQEMUThatHangs(t *testing.T) {
 	if d := l.domain(32); d.Status != hypervisor.Off || d.Reason != "killed on request" {
 		t.Errorf("%+v", d)
 	}
+}
+
+// TestQEMUThatHangsWhenAdopted: it is followed as soon as it answers, or a guest that goes off then would wait for ever.
+func TestQEMUThatHangsWhenAdopted(t *testing.T) {
+	l := newLab(t)
+	m := guest(t, 34)
+	l.start(m)
+	pid := l.domain(34).PID
+	if err := l.d.stopGuest(t.Context(), 34); err != nil { // as a driver leaves it that dies within a Freeze
+		t.Fatal(err)
+	}
+	l.restart(func() {
+		if err := labtest.Halt(pid); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if !l.adopting(34) {
+		t.Error("a QEMU that stands still has answered")
+	}
+	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	l.tend(34)
+	l.await("the machine goes on", func() bool { return !l.adopting(34) })
+	press(t, l.d, m, typePowerOff)
+	l.await("off", func() bool { return l.domain(34).Status == hypervisor.Off })
+}
+
+// TestConnectionThatBreaks: what the guest does meanwhile is not missed.
+func TestConnectionThatBreaks(t *testing.T) {
+	l := newLab(t)
+	m := guest(t, 35)
+	l.start(m)
+	l.d.find(35).connection().Close()
+	press(t, l.d, m, typePowerOff)
+	l.tend(35)
+	l.await("off", func() bool { return l.domain(35).Status == hypervisor.Off })
+}
+
+// TestFreezeThatIsGivenUp: QEMU may hear the command when nobody waits for its answer any more; the guest goes on.
+func TestFreezeThatIsGivenUp(t *testing.T) {
+	l := newLab(t)
+	m := guest(t, 36)
+	l.start(m)
+	pid := l.domain(36).PID
+	if err := labtest.Halt(pid); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := l.d.Freeze(ctx, 36, func() error { return nil }); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("freeze of a hanging QEMU: %v", err)
+	}
+	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if !l.echoes(36) {
+		t.Error("the guest does not go on")
+	}
+}
+
+// tend does at once what the driver does by itself after some seconds.
+func (l *lab) tend(id int) {
+	if err := l.d.tendOne(l.d.find(id)); err != nil {
+		l.Error(err)
+	}
+}
+
+// connection is the one to the domain's QEMU.
+func (dom *domain) connection() *qmp.Client {
+	dom.mu.Lock()
+	defer dom.mu.Unlock()
+	return dom.monitor
 }
 
 // TestStartCost measures what a Start takes; the guest's own boot is not in it.

@@ -203,7 +203,7 @@ func checkSnapshot(ctx context.Context, socket, export string) error {
 }
 
 func (d *Driver) endSnapshot(ctx context.Context, id, disk int) error {
-	ctx, dom, done, err := d.turn(ctx, id)
+	ctx, dom, done, err := d.turnAtLast(ctx, id)
 	if fault.Is(err, fault.NotFound) {
 		return nil
 	}

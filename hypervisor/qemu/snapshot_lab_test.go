@@ -143,6 +143,7 @@ func TestSnapshot(t *testing.T) {
 	close(release)
 	<-ended
 	l.d = open(t, l.d.config)
+	l.await("the machine is taken over", func() bool { return !l.adopting(60) })
 	if left := l.snapshots(60); len(left) > 0 {
 		t.Errorf("left by a driver that died: %v", left)
 	}

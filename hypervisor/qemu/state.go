@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"hayloft/cloud/fault"
 	"hayloft/hypervisor"
@@ -271,9 +272,28 @@ func (d *Driver) goOn(dom *domain, client *qmp.Client) error {
 		}
 		_ = dom.awaitMigration(ctx, client) // "cancelled", or completed before that
 	}
+	if err := awaitFinished(ctx, client); err != nil {
+		return err
+	}
 	if err := client.Execute(ctx, "cont", nil, nil); err != nil {
 		return err
 	}
 	d.events.Add(dom.id)
 	return nil
+}
+
+// awaitFinished waits until QEMU has left its last phase of a migration, in which it continues no guest: that is a little after it
+// has said how the migration ended.
+func awaitFinished(ctx context.Context, client *qmp.Client) error {
+	for {
+		var state struct{ Status string }
+		if err := client.Execute(ctx, "query-status", nil, &state); err != nil || state.Status != "finish-migrate" {
+			return err
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }

@@ -14,9 +14,10 @@ import (
 )
 
 const (
-	dialLimit    = 5 * time.Second  // for QEMU to greet a new connection
+	dialLimit    = 5 * time.Second  // for an adopted QEMU to greet, before the others' turn comes and it is tried again later
 	commandLimit = 30 * time.Second // for a command the driver gives by itself
-	quitLimit    = 10 * time.Second // for QEMU to close its disks, before it is killed
+	quitLimit    = 30 * time.Second // for QEMU to close its disks, before it is killed; and then to be gone
+	groupLimit   = 10 * time.Second // for what is killed to leave its control group
 )
 
 // hold makes p the domain's process and watches it until it ends or the driver closes. Caller holds dom.mu.
@@ -126,11 +127,15 @@ func (d *Driver) handle(dom *domain, p *process, client *qmp.Client, e qmp.Event
 		dom.mu.Unlock()
 	case "SHUTDOWN":
 		if data.Reason == "guest-shutdown" {
+			dom.acting.Lock()
+			defer dom.acting.Unlock()
 			return d.guestOff(ctx, dom, p, client)
 		}
 	case "GUEST_PANICKED":
 		return d.end(ctx, dom, p, client, outcome{hypervisor.Crashed, "the guest panicked"})
 	case "RESET":
+		dom.acting.Lock()
+		defer dom.acting.Unlock()
 		return d.guestReset(ctx, dom, client)
 	case "MIGRATION":
 		select {
@@ -147,7 +152,7 @@ func (d *Driver) handle(dom *domain, p *process, client *qmp.Client, e qmp.Event
 	return nil
 }
 
-// guestOff ends the domain of a guest that has powered off, or, in a soft reboot, starts the guest again.
+// guestOff ends the domain of a guest that has powered off, or, in a soft reboot, starts the guest again. Caller holds dom.acting.
 func (d *Driver) guestOff(ctx context.Context, dom *domain, p *process, client *qmp.Client) error {
 	dom.mu.Lock()
 	again := dom.rec.Reboot && dom.rec.Ending.Status == ""
@@ -159,7 +164,7 @@ func (d *Driver) guestOff(ctx context.Context, dom *domain, p *process, client *
 	return d.end(ctx, dom, p, client, outcome{hypervisor.Off, "the guest powered off"})
 }
 
-// guestReset follows a reset, ours or the guest's own: a soft reboot is done.
+// guestReset follows a reset, ours or the guest's own: a soft reboot is done. Caller holds dom.acting.
 func (d *Driver) guestReset(ctx context.Context, dom *domain, client *qmp.Client) error {
 	dom.mu.Lock()
 	resume := dom.resetting
@@ -181,7 +186,7 @@ func (d *Driver) guestReset(ctx context.Context, dom *domain, client *qmp.Client
 	return d.change(dom, func(r *record) { r.Reboot = false })
 }
 
-// end records the outcome and lets QEMU close its disks and exit; one that does not is killed.
+// end records the outcome, lets QEMU close its disks and exit, and waits until it is gone; one that does not exit is killed.
 func (d *Driver) end(ctx context.Context, dom *domain, p *process, client *qmp.Client, o outcome) error {
 	if err := d.decide(dom, o); err != nil {
 		return err
@@ -195,12 +200,25 @@ func (d *Driver) end(ctx context.Context, dom *domain, p *process, client *qmp.C
 	case <-d.ctx.Done():
 		return nil
 	case <-quit.Done():
-		return p.kill()
+	}
+	if err := p.kill(); err != nil {
+		return err
+	}
+	select {
+	case <-p.ended:
+		return nil
+	case <-d.ctx.Done():
+		return nil
+	case <-time.After(quitLimit):
+		return fmt.Errorf("process %d was killed but is not gone", p.pid)
 	}
 }
 
 // look asks for the guest's state and acts as its events would have made us.
 func (d *Driver) look(ctx context.Context, dom *domain, p *process, client *qmp.Client) error {
+	// Held from the question on: what QEMU answered would be old once the event of the same end or reset was handled.
+	dom.acting.Lock()
+	defer dom.acting.Unlock()
 	var state struct{ Status string }
 	if err := client.Execute(ctx, "query-status", nil, &state); err != nil {
 		return err

@@ -122,20 +122,17 @@ func (c *Client) execute(ctx context.Context, command string, args, out any, f *
 	}
 	select {
 	case m := <-reply:
-		if m.Failure != nil {
-			return &Error{Command: command, Class: m.Failure.Class, Description: m.Failure.Desc}
-		}
-		if out == nil {
-			return nil
-		}
-		if err := json.Unmarshal(m.Return, out); err != nil {
-			return fmt.Errorf("qmp %s: answer: %w", command, err)
-		}
-		return nil
+		return m.answer(command, out)
 	case <-ctx.Done():
-		return fmt.Errorf("qmp %s: %w", command, ctx.Err())
+		err = ctx.Err()
 	case <-c.done:
-		return fmt.Errorf("qmp %s: %w", command, c.Err())
+		err = c.Err()
+	}
+	select {
+	case m := <-reply: // the end came after the answer
+		return m.answer(command, out)
+	default:
+		return fmt.Errorf("qmp %s: %w", command, err)
 	}
 }
 
@@ -175,8 +172,9 @@ func (c *Client) write(ctx context.Context, line []byte, f *os.File) error {
 	}
 	if err != nil {
 		c.fail(err)
+		return fmt.Errorf("%w: %w", ErrClosed, err)
 	}
-	return err
+	return nil
 }
 
 func sendFile(u *net.UnixConn, line []byte, f *os.File) error {

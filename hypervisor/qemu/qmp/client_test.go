@@ -17,9 +17,11 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"hayloft/lab/leaks"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(leaks.Patient(m)) }
 
 const hello = `{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian"}, "capabilities": ["oob"]}}` + "\r\n"
 
@@ -28,6 +30,9 @@ type request struct {
 	Arguments json.RawMessage
 	ID        json.Number
 }
+
+// andHangUp after an answer is a QEMU that ends with it.
+const andHangUp = "\x04"
 
 // serve runs a scripted QEMU: answer returns the lines to send for a request, "" to hang up.
 func serve(t *testing.T, answer func(request) string) *net.UnixConn {
@@ -67,7 +72,11 @@ func serve(t *testing.T, answer func(request) string) *net.UnixConn {
 			if reply == "" {
 				return
 			}
+			reply, last := strings.CutSuffix(reply, andHangUp)
 			io.WriteString(conn, reply)
+			if last {
+				return
+			}
 		}
 	})
 	t.Cleanup(func() { l.Close(); wg.Wait() })
@@ -140,6 +149,36 @@ func TestHangUp(t *testing.T) {
 		t.Errorf("event after the end: %v", err)
 	}
 }
+
+// TestAnswerBeforeTheEnd: an answer that has come counts, though the connection ends with it.
+func TestAnswerBeforeTheEnd(t *testing.T) {
+	for range 20 {
+		c := connect(t, func(r request) string { return fmt.Sprintf(`{"return": {}, "id": %s}`+"\n"+andHangUp, r.ID) })
+		if err := c.Execute(t.Context(), "quit", nil, nil); err != nil {
+			t.Error(err)
+		}
+		c.Close()
+	}
+	c := newClient(nil, &greeting{})
+	close(c.done) // both are there when they are looked at
+	for range 50 {
+		id := c.nextID + 1
+		c.conn = answering{answer: func() { c.deliver(message{ID: &id, Return: json.RawMessage("7")}) }}
+		var n int
+		if err := c.Execute(t.Context(), "query", nil, &n); err != nil || n != 7 {
+			t.Fatalf("%d, %v", n, err)
+		}
+	}
+}
+
+// answering is a connection that has answered when a line is written.
+type answering struct {
+	net.Conn
+	answer func()
+}
+
+func (a answering) Write(p []byte) (int, error)      { a.answer(); return len(p), nil }
+func (a answering) SetWriteDeadline(time.Time) error { return nil }
 
 func TestGarbageEndsTheConnection(t *testing.T) {
 	for _, line := range []string{"not json\n", "{}\n", `{"return": 1, "id": "x"}` + "\n"} {

@@ -77,6 +77,20 @@ func decode(line []byte) (message, error) {
 	return m, nil
 }
 
+// answer is a reply as the outcome of command: a refusal is an *Error; what it returns is unmarshalled into out (may be nil).
+func (m message) answer(command string, out any) error {
+	if m.Failure != nil {
+		return &Error{Command: command, Class: m.Failure.Class, Description: m.Failure.Desc}
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(m.Return, out); err != nil {
+		return fmt.Errorf("qmp %s: answer: %w", command, err)
+	}
+	return nil
+}
+
 func (m message) event() Event {
 	e := Event{Name: m.Event, Data: m.Data}
 	if m.Timestamp.Seconds > 0 { // -1 when QEMU's clock failed
