@@ -4,6 +4,8 @@ import (
 	"net"
 	"strconv"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestFree(t *testing.T) {
@@ -20,6 +22,10 @@ func TestFree(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer l.Close()
+		if socket, err := reserve(port); err == nil {
+			unix.Close(socket)
+			t.Errorf("port %d would be given to another", port)
+		}
 	}
 	if _, err := Free("192.0.2.1"); err == nil {
 		t.Error("a port of an address that is not ours")
