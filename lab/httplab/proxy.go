@@ -19,6 +19,7 @@ type Proxy struct {
 	copying           sync.WaitGroup
 	mu                sync.Mutex
 	open              map[net.Conn]bool
+	ended             bool // no further tunnels
 }
 
 // StartProxy listens on loopback. user and password are asked for when user is not empty; c says certificate and rate.
@@ -52,6 +53,9 @@ func (p *Proxy) Cut() {
 // Close ends it and all tunnels.
 func (p *Proxy) Close() error {
 	err := p.Server.Close()
+	p.mu.Lock()
+	p.ended = true
+	p.mu.Unlock()
 	p.Cut()
 	p.copying.Wait()
 	return err
@@ -92,7 +96,7 @@ func (p *Proxy) forward(w http.ResponseWriter, r *http.Request) {
 }
 
 func (p *Proxy) tunnel(w http.ResponseWriter, r *http.Request) {
-	there, err := net.DialTimeout("tcp", r.Host, 5*time.Second)
+	there, err := net.DialTimeout("tcp", r.Host, time.Minute)
 	if err != nil {
 		http.Error(w, "cannot be reached", http.StatusBadGateway)
 		return
@@ -105,8 +109,13 @@ func (p *Proxy) tunnel(w http.ResponseWriter, r *http.Request) {
 	}
 	p.tunnels.Add(1)
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		here.Close()
+		there.Close()
+		return
+	}
 	p.open[here], p.open[there] = true, true
-	p.mu.Unlock()
 	p.copying.Go(func() { // the server forgets connections that were taken from it
 		var both sync.WaitGroup
 		both.Go(func() { io.Copy(there, buffered); there.Close() })
