@@ -40,17 +40,18 @@ func TestReadFaults(t *testing.T) {
 		fault func(*http.Request) *s3lab.Fault
 		class fault.Class
 		says  string // "": the read succeeds
+		stall time.Duration
 	}{
-		{"500 twice", nth(2, get, s3lab.Fault{Status: 500, Code: "InternalError"}), 0, ""},
-		{"slow down", nth(2, get, s3lab.Fault{Status: 503, Code: "SlowDown"}), 0, ""},
-		{"503 for ever", nth(99, get, s3lab.Fault{Status: 503, Code: "ServiceUnavailable"}), fault.Unavailable, "gave up after 3 attempts"},
-		{"cut twice", nth(2, get, s3lab.Fault{Cut: true}), 0, ""},
-		{"cut in the body, again and again", nth(3, get, s3lab.Fault{Cut: true, AfterBytes: 300_000}), 0, ""},
-		{"cut for ever", nth(99, get, s3lab.Fault{Cut: true}), fault.Unavailable, "gave up after 3 attempts"},
-		{"stalls", nth(1, get, s3lab.Fault{Delay: 10 * time.Second}), 0, ""},
-		{"stalls for ever", nth(99, get, s3lab.Fault{Delay: 10 * time.Second}), fault.Unavailable, "the server said nothing for 2s"},
-		{"forbidden", nth(99, get, s3lab.Fault{Status: 403, Code: "AccessDenied"}), fault.Permission, "AccessDenied"},
-		{"gone", nth(99, get, s3lab.Fault{Status: 404, Code: "NoSuchKey"}), fault.NotFound, "NoSuchKey"},
+		{"500 twice", nth(2, get, s3lab.Fault{Status: 500, Code: "InternalError"}), 0, "", 0},
+		{"slow down", nth(2, get, s3lab.Fault{Status: 503, Code: "SlowDown"}), 0, "", 0},
+		{"503 for ever", nth(99, get, s3lab.Fault{Status: 503, Code: "ServiceUnavailable"}), fault.Unavailable, "gave up after 3 attempts", 0},
+		{"cut twice", nth(2, get, s3lab.Fault{Cut: true}), 0, "", 0},
+		{"cut in the body, again and again", nth(3, get, s3lab.Fault{Cut: true, AfterBytes: 300_000}), 0, "", 0},
+		{"cut for ever", nth(99, get, s3lab.Fault{Cut: true}), fault.Unavailable, "gave up after 3 attempts", 0},
+		{"stalls", nth(1, get, s3lab.Fault{Delay: time.Hour}), 0, "", 5 * time.Second},
+		{"stalls for ever", nth(99, get, s3lab.Fault{Delay: time.Hour}), fault.Unavailable, "the server said nothing for 2s", 2 * time.Second},
+		{"forbidden", nth(99, get, s3lab.Fault{Status: 403, Code: "AccessDenied"}), fault.Permission, "AccessDenied", 0},
+		{"gone", nth(99, get, s3lab.Fault{Status: 404, Code: "NoSuchKey"}), fault.NotFound, "NoSuchKey", 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			s := start(t, s3lab.Config{})
@@ -62,6 +63,9 @@ func TestReadFaults(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.SetFault(row.fault)
+			if row.stall != 0 {
+				r.patience.Stall = row.stall
+			}
 			p := make([]byte, len(content))
 			_, err = o.ReadAt(p, 0)
 			switch {
@@ -123,7 +127,6 @@ func TestWriteFaults(t *testing.T) {
 			s := start(t, s3lab.Config{CertDir: t.TempDir()})
 			r := connect(t, s, "")
 			r.patience = quick
-			r.patience.Stall = time.Minute
 			w, err := r.Create(t.Context(), "a")
 			if err != nil {
 				t.Fatal(err)

@@ -13,19 +13,19 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/repository"
 	"hayloft/disk/repository/attempt"
 	"hayloft/disk/repository/repositorytest"
+	"hayloft/internal/leaktest"
 	"hayloft/lab/s3lab"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
-var quick = attempt.Patience{Stall: 2 * time.Second, Attempts: 3, First: time.Millisecond, Longest: 10 * time.Millisecond}
+// quick tries again soon. It waits long for what comes late: the tests of servers that say nothing have a limit of their own.
+var quick = attempt.Patience{Stall: 2 * time.Minute, Attempts: 3, First: time.Millisecond, Longest: 10 * time.Millisecond}
 
 func start(t *testing.T, c s3lab.Config) *s3lab.Server {
 	t.Helper()

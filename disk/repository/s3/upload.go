@@ -63,7 +63,8 @@ func (u *upload) keep(part int, s sent) {
 	u.parts[part] = &s
 }
 
-// begun is the id of the multipart upload, which there is from now on.
+// begun is the id of the multipart upload, which there is from now on. Also a caller who leaves waits for the answer, as long
+// as the server may be silent: nobody could abort an upload without its id.
 func (u *upload) begun(ctx context.Context) (string, error) {
 	u.starting.Lock()
 	defer u.starting.Unlock()
@@ -72,6 +73,11 @@ func (u *upload) begun(ctx context.Context) (string, error) {
 	}
 	var id string
 	err := u.r.ask(ctx, func(ctx context.Context) (err error) {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), u.r.patience.Stall, errStalled)
+		defer cancel()
 		id, err = u.r.core.NewMultipartUpload(ctx, u.r.bucket, u.key, u.options())
 		return err
 	})
