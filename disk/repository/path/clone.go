@@ -44,9 +44,12 @@ func (r *Repository) CreateFrom(ctx context.Context, from, name string) (reposit
 	}
 	kind, err := w.fill(ctx, src)
 	if err != nil {
-		bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), dropLimit)
-		defer cancel()
-		return nil, "", errors.Join(err, w.abort(bounded))
+		if ctx.Err() != nil {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), dropLimit)
+			defer cancel()
+		}
+		return nil, "", errors.Join(err, w.abort(ctx))
 	}
 	return w, kind, nil
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -271,8 +272,15 @@ func TestCopyEnds(t *testing.T) {
 	if !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	if e, err := os.ReadDir(dir); err != nil || len(e) != 1 {
-		t.Error(e, err)
+	// A storage that is slow to forget it is not waited for to the end.
+	for limit := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		e, err := os.ReadDir(dir)
+		if err == nil && len(e) == 1 {
+			break
+		}
+		if time.Now().After(limit) {
+			t.Fatal(e, err)
+		}
 	}
 }
 

@@ -55,7 +55,7 @@ func TestGuestHostDies(t *testing.T) {
 		if other, err = lives.Create(t.Context(), "a"); err != nil && !fault.Is(err, fault.Busy) {
 			t.Fatal(err)
 		}
-		if time.Since(began) > 6*nfslab.Lease {
+		if time.Since(began) > 30*nfslab.Lease { // for ever, as far as a test can tell
 			t.Fatalf("still locked after %v", time.Since(began))
 		}
 		if err != nil {
@@ -71,7 +71,7 @@ func TestGuestHostDies(t *testing.T) {
 		t.Fatal(err)
 	}
 	one.Return()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	if err := w.Commit(ctx); err == nil {
 		t.Error("the dead one committed")

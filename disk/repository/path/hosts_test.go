@@ -14,11 +14,10 @@ import (
 	"syscall"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/repository"
+	"hayloft/internal/leaktest"
 )
 
 const contenderVar = "HAYLOFT_PATH_CONTENDER" // "OPERATION NUMBER DIRECTORY" of a child process
@@ -27,7 +26,7 @@ func TestMain(m *testing.M) {
 	if text := os.Getenv(contenderVar); text != "" {
 		contend(text)
 	}
-	goleak.VerifyTestMain(m)
+	leaktest.Main(m)
 }
 
 // contend is a host of its own: it waits for a line, tries to get the object, says how that went, and holds what it

@@ -158,7 +158,7 @@ func giveBack(root *os.Root, name string, m mark) error {
 }
 
 const (
-	lockLimit = 10 * time.Second // nobody changes a mark for so long
+	lockLimit = 45 * time.Second // nobody changes a mark for so long, and less than defaultLimit
 	lockPoll  = 5 * time.Millisecond
 )
 

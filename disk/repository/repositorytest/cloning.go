@@ -364,7 +364,7 @@ func endedClone(t *testing.T, r repository.Repository, c repository.Cloner) {
 	}
 	present(t, r, "a")
 	w, _, err := c.CreateFrom(t.Context(), "a", "b")
-	for until := time.Now().Add(10 * time.Second); fault.Is(err, fault.Busy) && time.Now().Before(until); {
+	for until := time.Now().Add(2 * time.Minute); fault.Is(err, fault.Busy) && time.Now().Before(until); {
 		time.Sleep(10 * time.Millisecond) // whoever leaves at once leaves the tidying to others
 		w, _, err = c.CreateFrom(t.Context(), "a", "b")
 	}
