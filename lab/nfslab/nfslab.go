@@ -22,6 +22,9 @@ import (
 // Lease is how long the server keeps the locks of a client that it does not hear of: the least that it allows.
 const Lease = 10 * time.Second
 
+// patience ends a hang: a guest may be slow.
+const patience = 5 * time.Minute
+
 const control = "/proc/fs/nfsd"
 
 // Server exports one directory to everybody, root included. It ends with the test.
@@ -44,14 +47,13 @@ func Disk(t testing.TB, kind string) string {
 		t.Fatalf("mount %s of %s: %v", kind, disk, err)
 	}
 	t.Cleanup(func() {
-		for range 100 { // the server may still have files of it
+		for limit := time.Now().Add(patience); time.Now().Before(limit); time.Sleep(50 * time.Millisecond) { // the server may still have files of it
 			if err := unix.Unmount(dir, 0); !errors.Is(err, unix.EBUSY) {
 				if err != nil {
 					t.Errorf("unmount %s: %v", dir, err)
 				}
 				return
 			}
-			time.Sleep(50 * time.Millisecond)
 		}
 		t.Errorf("%s is in use", dir)
 	})
@@ -93,7 +95,7 @@ func Start(t testing.TB, dir string) *Server {
 // waitForMountd waits until it listens to the kernel, which has clients wait for long when nobody does.
 func (s *Server) waitForMountd(pid int) {
 	s.t.Helper()
-	for range 600 {
+	for limit := time.Now().Add(patience); time.Now().Before(limit); time.Sleep(50 * time.Millisecond) {
 		files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
 		if err != nil {
 			s.t.Fatal(err)
@@ -103,7 +105,6 @@ func (s *Server) waitForMountd(pid int) {
 				return
 			}
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
 	s.t.Fatal("rpc.mountd does not listen")
 }
@@ -130,7 +131,7 @@ func (s *Server) Stop() {
 
 func run(t testing.TB, name string, args ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if out, err := (command.Exec{}).Run(ctx, command.Cmd{Name: name, Args: args}); err != nil {
 		t.Fatalf("%s %s: %v %s", name, strings.Join(args, " "), err, out)

@@ -102,7 +102,7 @@ func (m *mount) begin(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err != nil && m.use == nil {
-		use.Close()
+		_ = release(use)
 		return err
 	}
 	m.use, m.device, m.last = use, device, time.Now()
@@ -118,7 +118,7 @@ func (m *mount) ensure(ctx context.Context) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer change.Close()
+	defer release(change)
 	if err := lockfile.Take(ctx, change, mountLimit); err != nil {
 		return 0, fault.Errorf(fault.Unavailable, "is being mounted by another process: %w", err)
 	}
@@ -159,6 +159,12 @@ func shared(ctx context.Context, file *os.File) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// release gives a lock back. Closing alone may do that later: a process that is just being started has the file too, until
+// it runs its program.
+func release(file *os.File) error {
+	return errors.Join(unix.Flock(int(file.Fd()), unix.LOCK_UN), file.Close())
 }
 
 func (m *mount) make(ctx context.Context) error {

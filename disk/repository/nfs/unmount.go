@@ -20,7 +20,7 @@ func (m *mount) close() error {
 	if use == nil {
 		return nil
 	}
-	defer use.Close()
+	defer release(use)
 	_, err := m.leave(use)
 	return err
 }
@@ -56,7 +56,7 @@ func (m *mount) rest() {
 		return
 	}
 	if gone, err := m.leave(use); gone || err != nil {
-		use.Close()
+		_ = release(use)
 		return
 	}
 	m.mu.Lock()
@@ -93,7 +93,7 @@ func (m *mount) clear(use *os.File) (gone bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	defer change.Close()
+	defer release(change)
 	for _, f := range []*os.File{change, use} { // the shared lock becomes exclusive when nobody else has it
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			if errors.Is(err, unix.EWOULDBLOCK) {
@@ -124,7 +124,7 @@ func Sweep() error {
 		use, err := os.OpenFile(m.dir+".use", os.O_RDWR|os.O_CREATE, 0o600)
 		if err == nil {
 			_, err = m.clear(use)
-			err = errors.Join(err, use.Close())
+			err = errors.Join(err, release(use))
 		}
 		errs = append(errs, err)
 	}
