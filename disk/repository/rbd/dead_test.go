@@ -10,6 +10,7 @@ import (
 
 	"hayloft/cloud/fault"
 	"hayloft/disk/repository"
+	"hayloft/lab/labtest"
 )
 
 // TestDeadHost: what the child of a killed host sent does not arrive after another one has taken the image, and the
@@ -21,7 +22,7 @@ func TestDeadHost(t *testing.T) {
 	if _, err := r.Own(t.Context(), "d/p", one, 0, 0); err != nil {
 		t.Fatal(err)
 	}
-	before := children(t)
+	before := daemons(t)
 	old, _, err := r.OpenTarget(t.Context(), "d/p", one)
 	if err != nil {
 		t.Fatal(err)
@@ -30,47 +31,43 @@ func TestDeadHost(t *testing.T) {
 	if _, err := old.WriteAt([]byte("one"), 0); err != nil {
 		t.Fatal(err)
 	}
-	for pid := range children(t) { // hangs, with a write in it
-		if !before[pid] {
-			if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-				t.Fatal(err)
-			}
-			defer syscall.Kill(pid, syscall.SIGCONT)
-			before[pid] = true
-			late := make(chan error)
-			go func() {
-				_, err := old.WriteAt([]byte("late"), 0)
-				late <- err
-			}()
-			begun := time.Now()
-			if err := r.Break(t.Context(), "d/p", true); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := r.Own(t.Context(), "d/p", two, 0, 0); err != nil {
-				t.Fatal(err)
-			}
-			s, _, err := r.OpenTarget(t.Context(), "d/p", two)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer s.Close()
-			if _, err := s.WriteAt([]byte("two!"), 0); err != nil {
-				t.Fatal(err)
-			}
-			t.Logf("taken and written after %v", time.Since(begun))
-			if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
-				t.Fatal(err)
-			}
-			class(t, "the late write", <-late, fault.Busy)
-			class(t, "sync", old.Sync(), fault.Busy)
-			if err := s.Sync(); err != nil {
-				t.Error(err)
-			}
-			p := make([]byte, 4)
-			if _, err := s.ReadAt(p, 0); err != nil || string(p) != "two!" {
-				t.Errorf("%q, %v", p, err)
-			}
-		}
+	pid := newDaemons(t, before, 1)[0] // hangs, with a write in it
+	if err := labtest.Halt(pid); err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Kill(pid, syscall.SIGCONT)
+	late := make(chan error, 1)
+	go func() {
+		_, err := old.WriteAt([]byte("late"), 0)
+		late <- err
+	}()
+	begun := time.Now()
+	if err := r.Break(t.Context(), "d/p", true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Own(t.Context(), "d/p", two, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	s, _, err := r.OpenTarget(t.Context(), "d/p", two)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.WriteAt([]byte("two!"), 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("taken and written after %v", time.Since(begun))
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	class(t, "the late write", <-late, fault.Busy)
+	class(t, "sync", old.Sync(), fault.Busy)
+	if err := s.Sync(); err != nil {
+		t.Error(err)
+	}
+	p := make([]byte, 4)
+	if _, err := s.ReadAt(p, 0); err != nil || string(p) != "two!" {
+		t.Errorf("%q, %v", p, err)
 	}
 }
 
@@ -83,7 +80,7 @@ func TestChildKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		before := children(t)
+		before := daemons(t)
 		s, _, err := r.OpenTarget(t.Context(), "p", owner)
 		if err != nil {
 			t.Fatal(err)
@@ -94,12 +91,8 @@ func TestChildKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Logf("first write after %v", time.Since(begun))
-		for pid := range children(t) {
-			if !before[pid] {
-				if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-					t.Fatal(err)
-				}
-			}
+		if err := syscall.Kill(newDaemons(t, before, 1)[0], syscall.SIGKILL); err != nil {
+			t.Fatal(err)
 		}
 		again(t, "notice", func() error {
 			if _, err := s.WriteAt([]byte("K"), 0); !fault.Is(err, fault.Unavailable) {
@@ -121,7 +114,7 @@ func TestChildKilled(t *testing.T) {
 func TestDeadWriter(t *testing.T) {
 	r := empty(t)
 	written(t, r, "from", strings.Repeat("x", 5000))
-	before := children(t)
+	before := daemons(t)
 	w, err := r.Create(t.Context(), "d/a")
 	if err != nil {
 		t.Fatal(err)
@@ -138,11 +131,9 @@ func TestDeadWriter(t *testing.T) {
 	if got := admin(t, r, "ls"); len(strings.Fields(got)) != 3 {
 		t.Errorf("after a sweep over living writers there is %q", got)
 	}
-	for pid := range children(t) {
-		if !before[pid] {
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
+	for _, pid := range newDaemons(t, before, 2) {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
 		}
 	}
 	again(t, "sweep", func() error {

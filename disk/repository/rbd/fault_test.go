@@ -106,11 +106,10 @@ func TestNoEntrance(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r.limit = 3 * time.Second
+			r.limit = patience
 			if row.name == "nobody there" {
 				r.limit = time.Second
 			}
-			begun := time.Now()
 			_, err = r.Create(t.Context(), "a")
 			class(t, "create", err, row.want)
 			if err == nil || !strings.Contains(err.Error(), "datastore 7") || !strings.Contains(err.Error(), row.says) {
@@ -123,9 +122,6 @@ func TestNoEntrance(t *testing.T) {
 			_, err = r.Capacity(t.Context())
 			if row.want == fault.Permission || row.name == "no pool" {
 				class(t, "capacity", err, row.want)
-			}
-			if took := time.Since(begun); took > 2*time.Minute {
-				t.Errorf("took %v", took)
 			}
 		})
 	}
@@ -142,7 +138,7 @@ func TestOSDHangs(t *testing.T) {
 	}
 	defer s.Close()
 	quick := *r
-	quick.limit = 8 * time.Second
+	quick.limit = unanswered
 	w, err := quick.Create(t.Context(), "w")
 	if err != nil {
 		t.Fatal(err)
@@ -157,20 +153,21 @@ func TestOSDHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Continue("osd")
-	p := make([]byte, 1000)
-	bounded(t, "read", fault.Unavailable, func() error { _, err := s2.ReadAt(p, 0); return err })
-	bounded(t, "write", fault.Unavailable, func() error { _, err := w.WriteAt(p, 5); return err })
-	bounded(t, "clone", fault.Unavailable, func() error { _, _, err := quick.CreateFrom(t.Context(), "a", "b"); return err })
-	bounded(t, "open", fault.Unavailable, func() error { _, err := quick.Open(t.Context(), "a"); return err })
-	bounded(t, "read that is left", fault.Unavailable, func() error {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		_, err := r.Open(ctx, "a")
-		return err
-	})
+	allBounded(t, fault.Unavailable,
+		attempt{"read", func() error { _, err := s2.ReadAt(make([]byte, 1000), 0); return err }},
+		attempt{"write", func() error { _, err := w.WriteAt(make([]byte, 1000), 5); return err }},
+		attempt{"clone", func() error { _, _, err := quick.CreateFrom(t.Context(), "a", "b"); return err }},
+		attempt{"open", func() error { _, err := quick.Open(t.Context(), "a"); return err }},
+		attempt{"read that is left", func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			_, err := r.Open(ctx, "a")
+			return err
+		}})
 	if err := c.Continue("osd"); err != nil {
 		t.Fatal(err)
 	}
+	p := make([]byte, 1000)
 	if n, err := s.ReadAt(p, 0); n != len(p) || err != nil {
 		t.Error(n, err)
 	}
@@ -197,7 +194,7 @@ func TestOSDGone(t *testing.T) {
 	c := ceph(t)
 	r := empty(t)
 	written(t, r, "a", "hello")
-	r.limit = 8 * time.Second
+	r.limit = unanswered
 	s, err := r.Open(t.Context(), "a")
 	if err != nil {
 		t.Fatal(err)
@@ -206,10 +203,11 @@ func TestOSDGone(t *testing.T) {
 	if err := c.End("osd"); err != nil {
 		t.Fatal(err)
 	}
+	allBounded(t, fault.Unavailable,
+		attempt{"read", func() error { _, err := s.ReadAt(make([]byte, 5), 0); return err }},
+		attempt{"stat", func() error { _, err := r.Stat(t.Context(), "a"); return err }},
+		attempt{"create", func() error { _, err := r.Create(t.Context(), "b"); return err }})
 	p := make([]byte, 5)
-	bounded(t, "read", fault.Unavailable, func() error { _, err := s.ReadAt(p, 0); return err })
-	bounded(t, "stat", fault.Unavailable, func() error { _, err := r.Stat(t.Context(), "a"); return err })
-	bounded(t, "create", fault.Unavailable, func() error { _, err := r.Create(t.Context(), "b"); return err })
 	if err := c.StartOSD(); err != nil {
 		t.Fatal(err)
 	}
@@ -229,15 +227,16 @@ func TestMonitorGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	r.limit = 2 * time.Second
+	quick := *r
+	quick.limit = 2 * time.Second
 	for _, kill := range []bool{false, true} {
 		if kill {
 			c.Kill("mon")
 		} else if err := c.Stop("mon"); err != nil {
 			t.Fatal(err)
 		}
-		bounded(t, "open", fault.Unavailable, func() error { _, err := r.Open(t.Context(), "a"); return err })
-		bounded(t, "capacity", fault.Unavailable, func() error { _, err := r.Capacity(t.Context()); return err })
+		bounded(t, "open", fault.Unavailable, func() error { _, err := quick.Open(t.Context(), "a"); return err })
+		bounded(t, "capacity", fault.Unavailable, func() error { _, err := quick.Capacity(t.Context()); return err })
 		p := make([]byte, 5)
 		if n, err := s.ReadAt(p, 0); n != 5 || err != nil || string(p) != "hello" {
 			t.Errorf("what is open: %d, %v", n, err)
@@ -264,7 +263,7 @@ func TestPoolFull(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.limit = 15 * time.Second
+	r.limit = 2 * unanswered
 	w, err := r.Create(t.Context(), "a")
 	if err != nil {
 		t.Fatal(err)
@@ -278,10 +277,8 @@ func TestPoolFull(t *testing.T) {
 	for i := range p {
 		p[i] = byte(i)
 	}
-	for offset := int64(0); offset < 1<<29; offset += 4 << 20 { // it takes a moment to be found full
-		if _, err = w.WriteAt(p, offset); err != nil {
-			break
-		}
+	for n := int64(0); err == nil; n++ { // it takes a moment to be found full; ends with the test's limit
+		_, err = w.WriteAt(p, n%128*4<<20)
 		time.Sleep(100 * time.Millisecond)
 	}
 	class(t, "write", err, fault.OutOfSpace)

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 
@@ -72,7 +71,7 @@ func empty(t testing.TB) *Repository {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.limit = 10 * time.Second
+	r.limit = patience
 	return r
 }
 
