@@ -313,7 +313,7 @@ func TestCallsEndWithTheDaemon(t *testing.T) {
 	begun := make(chan struct{})
 	go func() {
 		var once sync.Once
-		ended <- d.Preload(context.Background(), Preload{Digest: img.Digest, All: true, Rate: 100_000}, func(int64, int64) { once.Do(func() { close(begun) }) })
+		ended <- d.Preload(context.Background(), Preload{Digest: img.Digest, All: true, Rate: 1000}, func(int64, int64) { once.Do(func() { close(begun) }) })
 	}()
 	<-begun
 	must(t, d.Close())
