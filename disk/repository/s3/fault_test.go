@@ -261,3 +261,35 @@ func TestCommitEnds(t *testing.T) {
 		t.Errorf("%d uploads, %q, %v", s.Uploads(), s.Keys(), err)
 	}
 }
+
+// TestAbortWhileItBegins: an upload that the server begins while its writer leaves is aborted.
+func TestAbortWhileItBegins(t *testing.T) {
+	s := start(t, s3lab.Config{})
+	r := connect(t, s, "")
+	w, err := r.Create(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	came, answer := make(chan struct{}), make(chan struct{})
+	s.SetFault(func(r *http.Request) *s3lab.Fault {
+		if begin(r) {
+			close(came)
+			<-answer
+		}
+		return nil
+	})
+	if _, err := w.WriteAt(random(11, int(firstPart)), 0); err != nil {
+		t.Fatal(err)
+	}
+	<-came
+	aborted := make(chan error)
+	go func() { aborted <- w.Abort() }()
+	<-w.(*writer).ctx.Done()
+	close(answer)
+	if err := <-aborted; err != nil || s.Uploads() != 0 {
+		t.Errorf("%d uploads, %v", s.Uploads(), err)
+	}
+	if log := s.Operations(); count(log, "AbortMultipartUpload") != 1 {
+		t.Errorf("%q", log)
+	}
+}
