@@ -25,7 +25,7 @@ var lockScript string
 const (
 	lease     = 60 * time.Second // without a sign of life a lock is let go
 	beatEvery = 10 * time.Second
-	lockLimit = 10 * time.Second // nobody changes a mark for so long
+	lockLimit = time.Minute // nobody changes a mark for so long, on storage that is at work to make much durable
 	lockPoll  = 50 * time.Millisecond
 )
 

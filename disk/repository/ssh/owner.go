@@ -102,7 +102,7 @@ func (r *Repository) own(ctx context.Context, l *link, name string, owner reposi
 		return err
 	}
 	held, err := r.lockNames(ctx, "", name, name)
-	for limit := time.Now().Add(patience); fault.Is(err, fault.Busy) && time.Now().Before(limit); {
+	for limit := time.Now().Add(patience); fault.Is(err, fault.Busy) && time.Now().Before(limit) && ctx.Err() == nil; {
 		time.Sleep(lockPoll)
 		held, err = r.lockNames(ctx, "", name, name)
 	}

@@ -4,11 +4,10 @@ import (
 	"os"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"hayloft/disk"
 	"hayloft/disk/repository"
 	"hayloft/disk/repository/repositorytest"
+	"hayloft/internal/leaktest"
 	"hayloft/lab/sshlab"
 )
 
@@ -16,7 +15,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "sftp-data" {
 		os.Exit(servePlain(os.Args[2:]))
 	}
-	goleak.VerifyTestMain(m)
+	leaktest.Main(m)
 }
 
 // open gives a repository on a directory of the server.

@@ -40,7 +40,7 @@ const (
 	maxWrite    = 16 << 20 // bytes of data in one request
 	noData      = ^uint64(0)
 
-	handshakeLimit = 10 * time.Second
+	handshakeLimit = 30 * time.Second
 	greeting       = "hayloft plain data 1\n"
 
 	// SecretSize is the size of the secret in bytes.
