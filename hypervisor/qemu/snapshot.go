@@ -266,12 +266,23 @@ func clearSnapshot(ctx context.Context, client *qmp.Client, disk int, have map[s
 		return err
 	}
 	if have[snapshotNode(disk, "filter")] {
-		err := client.Execute(ctx, "qom-set", properties{"path": devicePath(disk), "property": "drive", "value": diskNode(disk)}, nil)
-		if err != nil {
+		if err := setDrive(ctx, client, disk, diskNode(disk)); err != nil {
 			return err
 		}
 	}
 	return errors.Join(remove("filter"), remove("file"))
+}
+
+// setDrive gives a device the node, unless it has it: QEMU (block.c, bdrv_replace_child_noperm) fails an assertion when one is
+// replaced by itself, and the machine is gone. A driver that died in the middle may have been just before or after it.
+func setDrive(ctx context.Context, client *qmp.Client, disk int, node string) error {
+	drive := properties{"path": devicePath(disk), "property": "drive"}
+	var now string
+	if err := client.Execute(ctx, "qom-get", drive, &now); err != nil || now == node {
+		return err
+	}
+	drive["value"] = node
+	return client.Execute(ctx, "qom-set", drive, nil)
 }
 
 // removeKept removes the files of all snapshots.

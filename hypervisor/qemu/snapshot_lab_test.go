@@ -16,6 +16,7 @@ import (
 	"hayloft/disk/device"
 	"hayloft/disk/export/nbd"
 	"hayloft/hypervisor"
+	"hayloft/hypervisor/qemu/qmp"
 	"hayloft/image/qcow2"
 	"hayloft/lab/golden"
 	"hayloft/lab/labtest"
@@ -124,6 +125,20 @@ func TestSnapshot(t *testing.T) {
 		t.Error(err)
 	}
 
+	// One that died when the device had its disk back already.
+	err := l.d.Snapshot(t.Context(), 60, 1, func(hypervisor.Snapshot) error {
+		client := l.qmp(60)
+		return errors.Join(client.Execute(t.Context(), "nbd-server-stop", nil, nil),
+			client.Execute(t.Context(), "blockdev-del", properties{"node-name": snapshotNode(1, "view")}, nil),
+			setDrive(t.Context(), client, 1, diskNode(1)))
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if left := l.snapshots(60); len(left) > 0 {
+		t.Errorf("left after the device had its disk back: %v", left)
+	}
+
 	// A driver that dies within leaves it to the next one, and the guest does not notice.
 	entered, release, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	go func() {
@@ -150,7 +165,7 @@ func TestSnapshot(t *testing.T) {
 	l.say(60, "dd if=/dev/zero of=/dev/vdb bs=1M seek=1 count=1 conv=fsync 2>/dev/null; echo after-$?\n", "after-0")
 
 	// Off in the middle.
-	err := l.d.Snapshot(t.Context(), 60, 1, func(hypervisor.Snapshot) error { return l.d.Kill(t.Context(), 60) })
+	err = l.d.Snapshot(t.Context(), 60, 1, func(hypervisor.Snapshot) error { return l.d.Kill(t.Context(), 60) })
 	if err != nil {
 		t.Error(err)
 	}
@@ -159,8 +174,8 @@ func TestSnapshot(t *testing.T) {
 	}
 }
 
-// snapshots are the traces of snapshots in a running domain.
-func (l *lab) snapshots(id int) (found []string) {
+// qmp is the connection to a running domain.
+func (l *lab) qmp(id int) *qmp.Client {
 	l.Helper()
 	dom, err := l.d.known(id)
 	if err != nil {
@@ -170,10 +185,20 @@ func (l *lab) snapshots(id int) (found []string) {
 	if err != nil {
 		l.Fatal(err)
 	}
+	return client
+}
+
+// snapshots are the traces of snapshots in a running domain.
+func (l *lab) snapshots(id int) (found []string) {
+	l.Helper()
+	dom, err := l.d.known(id)
+	if err != nil {
+		l.Fatal(err)
+	}
 	var nodes []struct {
 		Name string `json:"node-name"`
 	}
-	if err := client.Execute(l.Context(), "query-named-block-nodes", properties{"flat": true}, &nodes); err != nil {
+	if err := l.qmp(id).Execute(l.Context(), "query-named-block-nodes", properties{"flat": true}, &nodes); err != nil {
 		l.Fatal(err)
 	}
 	for _, n := range nodes {
