@@ -58,7 +58,7 @@ func newBench(t *testing.T, max int64) *bench {
 // newDaemon is a data path in this process.
 func newDaemon(t *testing.T, dir string, open func(disk.Repository) (repository.Repository, error)) *blockd.Daemon {
 	t.Helper()
-	d, err := blockd.New(blockd.Config{StateDir: dir, Log: slog.New(slog.DiscardHandler), Open: open, Patience: 20 * time.Second})
+	d, err := blockd.New(blockd.Config{StateDir: dir, Log: slog.New(slog.DiscardHandler), Open: open, Patience: patience})
 	if err != nil {
 		t.Fatal(err)
 	}
