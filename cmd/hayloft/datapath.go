@@ -52,7 +52,7 @@ func newDataPath(agentDir string, log *slog.Logger) (*dataPath, error) {
 }
 
 // endLimit is how long a process that exports nothing may take to end.
-const endLimit = 10 * time.Second
+const endLimit = 20 * time.Second
 
 // close leaves the process to itself when it has exports, and ends it otherwise.
 func (d *dataPath) close() error {

@@ -79,22 +79,35 @@ func (f *upFlags) deleteMachines(ctx context.Context, timeout time.Duration) err
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	vms, err := c.VMs(ctx, false)
-	if fault.Is(err, fault.Unavailable) && f.running() { // it is starting the server, perhaps again
-		if err = answers(ctx, c); err == nil {
-			vms, err = c.VMs(ctx, false)
+	for {
+		asked, err := deleteAll(ctx, c)
+		if !fault.Is(err, fault.Unavailable) || asked && ctx.Err() != nil {
+			return err
 		}
-	}
-	if fault.Is(err, fault.Unavailable) {
-		return nil
-	}
-	if err != nil {
+		if f.running() { // it is starting the server, perhaps again
+			err = answers(ctx, c)
+			if err == nil {
+				continue
+			}
+		}
+		if !asked && fault.Is(err, fault.Unavailable) {
+			return nil
+		}
 		return err
+	}
+}
+
+// deleteAll asks for the end of all machines and waits for it; what was asked before can be asked again. asked: the server has said
+// which there are.
+func deleteAll(ctx context.Context, c *client.Client) (asked bool, err error) {
+	vms, err := c.VMs(ctx, false)
+	if err != nil {
+		return false, err
 	}
 	var ids []int
 	for _, vm := range vms {
 		if err := c.Recover(ctx, vm.ID, "delete"); err != nil && !fault.Is(err, fault.NotFound) {
-			return err
+			return true, err
 		}
 		ids = append(ids, vm.ID)
 	}
@@ -105,9 +118,9 @@ func (f *upFlags) deleteMachines(ctx context.Context, timeout time.Duration) err
 				err = fmt.Errorf("%w; vm %d: %s", err, vm.ID, vm.Error)
 			}
 		}
-		return fmt.Errorf("machines do not go: %w", err)
+		return true, fmt.Errorf("machines do not go: %w", err)
 	}
-	return nil
+	return true, nil
 }
 
 // running says whether there is a `hayloft up` of the state directory.

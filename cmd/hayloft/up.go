@@ -82,6 +82,7 @@ func runUp(ctx context.Context, f upFlags) error {
 	defer release()
 	ctx, stop := untilSignal(ctx)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second Ctrl-C does not wait for the processes
 
 	self, err := os.Executable()
 	if err != nil {
@@ -246,7 +247,7 @@ type child struct {
 
 const (
 	healthy    = 10 * time.Second // a child that lived so long may be started again at once
-	graceful   = 10 * time.Second // to end after SIGTERM
+	graceful   = time.Minute      // to end after SIGTERM: an agent takes back what it had begun, and ends its data path
 	impatience = 5                // ends in a row, each before it was healthy, after which it is given up
 	pauseStep  = 50 * time.Millisecond
 	pauseMost  = 2 * time.Second
