@@ -436,8 +436,16 @@ func TestMachinesThatDoNotComeUp(t *testing.T) {
 	id = a.one(a.machine("blank"))
 	a.reaches(id, "RUNNING")
 	a.prints(id, "bootable device")
-	a.refused(fault.Unavailable, []string{"vm " + strconv.Itoa(id), "SSH", "console", "bootable device"},
-		"vm", "wait", strconv.Itoa(id), "--for", "ssh", "--timeout", "10s")
+	a.eventually("vm wait says why it does not answer", func() error { // the console is told of when it can be read in seconds
+		status, _, said := a.cli("vm", "wait", strconv.Itoa(id), "--for", "ssh", "--timeout", "3s")
+		if status != fault.Unavailable.ExitStatus() {
+			a.Fatalf("vm wait: exit status %d: %s", status, said)
+		}
+		if words := []string{"vm " + strconv.Itoa(id), "SSH", "console", "bootable device"}; !containsAll(said, words...) {
+			return fmt.Errorf("vm wait: %s, and not %q", said, words)
+		}
+		return nil
+	})
 	if vm := a.reaches(id, "RUNNING"); vm.Error != "" {
 		t.Errorf("its error is %q", vm.Error)
 	}
