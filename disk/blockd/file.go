@@ -72,7 +72,7 @@ type whole interface {
 	wholeFile() *os.File
 }
 
-const presentLimit = 30 * time.Second
+const presentLimit = 2 * time.Minute // more than mounting and attaching have themselves
 
 func (f *files) mounted() (*fuse.FileSystem, error) {
 	f.mu.Lock()
