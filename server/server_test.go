@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"hayloft/agent"
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
@@ -22,7 +20,7 @@ import (
 	"hayloft/disk/way"
 	"hayloft/hypervisor"
 	"hayloft/hypervisor/dummy"
-	"hayloft/lab/leaks"
+	"hayloft/internal/leaktest"
 	"hayloft/network"
 	"hayloft/server"
 	"hayloft/server/api"
@@ -31,7 +29,7 @@ import (
 	"hayloft/store/memory"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(leaks.Patient(m)) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // noNetwork is for machines without NICs: whatever is asked of it is a mistake.
 type noNetwork struct{ network.Driver }

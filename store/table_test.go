@@ -11,15 +11,14 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"go.uber.org/goleak"
 
 	"hayloft/cloud/fault"
-	"hayloft/lab/leaks"
+	"hayloft/internal/leaktest"
 	"hayloft/store"
 	"hayloft/store/memory"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(leaks.Patient(m)) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 type machine struct {
 	Name string  `json:"name"`

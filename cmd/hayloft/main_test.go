@@ -16,7 +16,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"hayloft/cloud"
-	"hayloft/lab/leaks"
+	"hayloft/internal/leaktest"
 	"hayloft/server/api"
 	"hayloft/server/api/client/clienttest"
 )
@@ -32,7 +32,7 @@ type leakChecked struct{ *testing.M }
 
 func (m leakChecked) Run() int {
 	status := m.M.Run()
-	if err := leaks.Find(); err != nil && status == 0 {
+	if err := leaktest.Find(); err != nil && status == 0 {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

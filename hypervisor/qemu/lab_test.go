@@ -10,21 +10,22 @@ import (
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"hayloft/disk/device"
 	"hayloft/hypervisor"
 	"hayloft/hypervisor/cgroup"
 	"hayloft/hypervisor/hypervisortest"
+	"hayloft/internal/leaktest"
 	"hayloft/lab/labtest"
-	"hayloft/lab/leaks"
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(leaks.Patient(m), goleak.Cleanup(func(status int) {
-		os.Remove(sharedProbe())
-		os.Exit(status)
-	}))
+	status := m.Run()
+	if err := leaktest.Find(); err != nil && status == 0 {
+		fmt.Fprintln(os.Stderr, "goroutines are left:", err)
+		status = 1
+	}
+	os.Remove(sharedProbe())
+	os.Exit(status)
 }
 
 // sharedProbe keeps the probe's answer for all tests of this process.

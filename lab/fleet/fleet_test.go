@@ -15,8 +15,8 @@ import (
 
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
+	"hayloft/internal/leaktest"
 	"hayloft/lab/labtest"
-	"hayloft/lab/leaks"
 )
 
 func TestPercentile(t *testing.T) {
@@ -87,7 +87,11 @@ func TestShapeFits(t *testing.T) {
 // TestSite makes a site with everything that a run makes, sees it all, and sees nothing after Close.
 func TestSite(t *testing.T) {
 	labtest.Root(t, "sleep")
-	defer leaks.VerifyNone(t)
+	defer func() {
+		if err := leaktest.Find(); err != nil {
+			t.Error(err)
+		}
+	}()
 	s, err := NewSite("test", t.TempDir())
 	if err != nil {
 		t.Fatal(err)

@@ -11,13 +11,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"hayloft/internal/command"
-	"hayloft/lab/leaks"
+	"hayloft/internal/leaktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(leaks.Patient(m)) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // writer is what TestPowerCut has written before the power is cut.
 type writer struct {

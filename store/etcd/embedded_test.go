@@ -9,9 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
-	"hayloft/lab/leaks"
+	"hayloft/internal/leaktest"
 	"hayloft/store"
 	"hayloft/store/storetest"
 )
@@ -20,7 +18,7 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(helperDir); dir != "" {
 		helper(dir)
 	}
-	goleak.VerifyTestMain(leaks.Patient(m))
+	leaktest.Main(m)
 }
 
 func embedded(t *testing.T, cfg Config) *Store {

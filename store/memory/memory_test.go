@@ -4,16 +4,14 @@ import (
 	"context"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"hayloft/cloud/fault"
-	"hayloft/lab/leaks"
+	"hayloft/internal/leaktest"
 	"hayloft/store"
 	"hayloft/store/memory"
 	"hayloft/store/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(leaks.Patient(m)) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 func TestConformance(t *testing.T) {
 	first := memory.New()

@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -20,11 +19,11 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"hayloft/cloud/fault"
-	"hayloft/lab/leaks"
+	"hayloft/internal/leaktest"
 	"hayloft/wire"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(leaks.Patient(m)) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 func authority(t *testing.T) *Authority {
 	t.Helper()

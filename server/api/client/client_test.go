@@ -12,17 +12,15 @@ import (
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"hayloft/cloud"
 	"hayloft/cloud/fault"
-	"hayloft/lab/leaks"
+	"hayloft/internal/leaktest"
 	"hayloft/server/api"
 	"hayloft/server/api/client"
 	"hayloft/server/api/client/clienttest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(leaks.Patient(m)) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 func connect(t *testing.T, s *clienttest.Server) *client.Client {
 	t.Helper()
