@@ -74,7 +74,7 @@ func TestWhileOthersEnd(t *testing.T) {
 			}
 		}
 	}()
-	for range 200 {
+	for range 50 {
 		if !slices.Contains(Of(os.Getpid()), stays.Process.Pid) {
 			t.Error("a child that lives is not seen")
 			break

@@ -8,12 +8,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"hayloft/internal/leaktest"
 	"hayloft/lab/labtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // TestCluster: it comes up, keeps what is written, and leaves no process.
 func TestCluster(t *testing.T) {

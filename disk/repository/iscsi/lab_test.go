@@ -12,13 +12,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"hayloft/cloud/fault"
 	"hayloft/disk"
 	"hayloft/disk/repository"
 	"hayloft/disk/repository/repositorytest"
 	"hayloft/internal/command"
+	"hayloft/internal/leaktest"
 	"hayloft/internal/lvm"
 	"hayloft/internal/lvm/lvmtest"
 	"hayloft/lab/labtest"
@@ -142,7 +141,7 @@ func clean(t testing.TB, s *storage) {
 	}
 }
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 func TestSuite(t *testing.T) {
 	for name, make := range map[string]func(testing.TB) (*storage, *Repository){"thick": thick, "thin": thin} {

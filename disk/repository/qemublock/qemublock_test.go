@@ -16,14 +16,13 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"hayloft/cloud/fault"
 	"hayloft/disk/repository"
+	"hayloft/internal/leaktest"
 	"hayloft/lab/labtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // file is a Node that only tests have: a file that the child may open.
 type file struct{ path string }

@@ -8,11 +8,10 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"hayloft/disk"
 	"hayloft/disk/repository"
 	"hayloft/disk/repository/repositorytest"
+	"hayloft/internal/leaktest"
 	"hayloft/lab/cephlab"
 	"hayloft/lab/labtest"
 )
@@ -35,7 +34,7 @@ func TestMain(m *testing.M) {
 		shared.cluster.Close()
 		os.RemoveAll(shared.dir)
 	}
-	if err := goleak.Find(); err != nil && status == 0 {
+	if err := leaktest.Find(); err != nil && status == 0 {
 		fmt.Fprintln(os.Stderr, err)
 		status = 1
 	}
