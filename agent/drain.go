@@ -212,16 +212,3 @@ func cached(m *wire.Machine) bool {
 	}
 	return false
 }
-
-// ownedElsewhere tells, in a failure to get a persistent image, what a user can do about it.
-func (p *pass) ownedElsewhere(err error) error {
-	if !fault.Is(err, fault.Busy) || !strings.Contains(err.Error(), "in use by machine") { // as repositories say it
-		return err
-	}
-	for _, d := range p.want.GetMachine().GetDisks() {
-		if d.Image.GetPersistent() {
-			return fmt.Errorf("%w; if its owner never comes back: hayloft image release %s", err, d.Image.Name)
-		}
-	}
-	return err
-}

@@ -195,22 +195,6 @@ func TestDrainThatHangs(t *testing.T) {
 	}
 }
 
-func TestOwnedElsewhereSaysWhatToDo(t *testing.T) {
-	b := newBench(t)
-	b.begin()
-	b.w.prepare = func(context.Context, disk.Request) error {
-		return fault.Errorf(fault.Busy, "in use by machine 4 on host node9")
-	}
-	persistent := func(a *wire.Assignment) { a.Machine.Disks[0].Image.Persistent = true }
-	b.order(assignment(1, 1, goalRunning, persistent))
-	report := b.until(1, 1, wire.Phase_PHASE_FAILED)
-	contains(t, report.Error, "node9")
-	contains(t, report.Error, "hayloft image release tiny")
-	if report.ErrorClass != "busy" {
-		t.Errorf("class %s", report.ErrorClass)
-	}
-}
-
 // A guest that powers itself off is drained as soon as the server wants it off.
 func TestGuestThatPowersItselfOffIsDrained(t *testing.T) {
 	b := newBench(t)

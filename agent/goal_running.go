@@ -115,7 +115,6 @@ func (p *pass) prepare(ctx context.Context) (prepared disk.Prepared, err error) 
 		return p.writeContext(ctx, prepared)
 	})
 	if err != nil {
-		err = p.ownedElsewhere(err)
 		if first && ctx.Err() == nil {
 			err = errors.Join(err, p.unprepare(ctx, unstash))
 		}

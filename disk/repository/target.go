@@ -3,6 +3,8 @@ package repository
 import (
 	"context"
 	"io"
+
+	"hayloft/cloud/fault"
 )
 
 // Target is a persistent image opened for its one user, for reading and writing. Offsets in bytes. Safe for
@@ -42,6 +44,15 @@ type Mark struct {
 	Generation uint64 `json:"generation"`
 	// Undrained says that the owner's host has writes which the image has not.
 	Undrained bool `json:"undrained,omitempty"`
+}
+
+// Busy is the error, of class fault.Busy, for everybody but the owner: who that is, and what to do when it never comes back.
+func (m Mark) Busy() error {
+	if m.Undrained {
+		return fault.Errorf(fault.Busy, "persistent, machine %d on host %s (generation %d) has writes that are not here yet: let that host drain them, "+
+			"or give them up with: hayloft image release IMAGE --accept-stale", m.Machine, m.Host, m.Generation)
+	}
+	return fault.Errorf(fault.Busy, "persistent, in use by machine %d on host %s; if that never comes back: hayloft image release IMAGE", m.Machine, m.Host)
 }
 
 // Writable is what a Repository has whose objects can be persistent images behind a cache.

@@ -88,7 +88,7 @@ func (r *Repository) settled(ctx context.Context, name string) (volume, error) {
 	case err != nil:
 		return v, err
 	case v.mark.use == undrained:
-		return v, busy(v.mark)
+		return v, v.mark.public().Busy()
 	case v.mark.use == deleting:
 		return v, fault.Errorf(fault.Busy, "is being deleted")
 	}

@@ -28,7 +28,7 @@ func (r *Repository) Flatten(ctx context.Context, name string) error {
 	}
 	switch {
 	case v.mark.taken():
-		err = busy(v.mark)
+		err = v.mark.public().Busy()
 	case v.mark.use == deleting:
 		err = fault.Errorf(fault.Busy, "is being deleted")
 	default:

@@ -9,22 +9,13 @@ import (
 	"hayloft/disk/repository"
 )
 
-// busy is the error for everybody but the owner.
-func busy(m mark) error {
-	if m.use == undrained {
-		return fault.Errorf(fault.Busy, "persistent, machine %d on host %s (generation %d) has writes that are not here yet: let that host drain them, "+
-			"or give them up with: hayloft image release IMAGE --accept-stale", m.owner.Machine, m.owner.Host, m.generation)
-	}
-	return fault.Errorf(fault.Busy, "persistent, in use by machine %d on host %s", m.owner.Machine, m.owner.Host)
-}
-
 // possessed is fault.Busy unless owner has the volume in that generation.
 func possessed(v volume, owner repository.Owner, generation uint64) error {
 	switch m := v.mark; {
 	case !m.taken():
 		return fault.Errorf(fault.Busy, "was taken from machine %d on host %s", owner.Machine, owner.Host)
 	case m.owner != owner:
-		return busy(m)
+		return m.public().Busy()
 	case m.generation != generation:
 		return fault.Errorf(fault.Busy, "was taken again: generation %d is over, it is %d now", generation, m.generation)
 	}
@@ -68,7 +59,7 @@ func (r *Repository) Own(ctx context.Context, name string, owner repository.Owne
 		case m.taken() && m.owner == owner:
 			return m, nil
 		case m.taken():
-			return m, busy(m)
+			return m, m.public().Busy()
 		default:
 			return mark{owned, max(uint64(time.Now().UnixNano()), m.generation+1), owner}, nil
 		}
@@ -99,7 +90,7 @@ func (r *Repository) Disown(ctx context.Context, name string, owner repository.O
 		case !m.taken() || m.owner != owner:
 			return m, nil
 		case m.use == undrained:
-			return m, fault.As(fault.WrongState, busy(m))
+			return m, fault.As(fault.WrongState, m.public().Busy())
 		default:
 			return mark{use: free, generation: m.generation}, nil
 		}
@@ -148,7 +139,7 @@ func (r *Repository) Break(ctx context.Context, name string, acceptStale bool) e
 		case !m.taken():
 			return m, nil
 		case m.use == undrained && !acceptStale:
-			return m, busy(m)
+			return m, m.public().Busy()
 		default:
 			return mark{use: free, generation: m.generation}, nil
 		}

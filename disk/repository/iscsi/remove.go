@@ -34,7 +34,7 @@ func (r *Repository) delete(ctx context.Context, name string) error {
 	}
 	v, err = r.change(ctx, name, func(v volume) (mark, error) {
 		if v.mark.taken() {
-			return v.mark, busy(v.mark)
+			return v.mark, v.mark.public().Busy()
 		}
 		return mark{use: deleting, generation: v.mark.generation}, nil
 	})

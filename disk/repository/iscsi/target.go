@@ -25,7 +25,7 @@ func (r *Repository) OpenTarget(ctx context.Context, name string, owner reposito
 		case !m.taken():
 			err = fault.Errorf(fault.WrongState, "is not owned by machine %d on host %s, nor by anybody else", owner.Machine, owner.Host)
 		case m.owner != owner:
-			err = busy(m)
+			err = m.public().Busy()
 		}
 	}
 	if err == nil && r.kernel {

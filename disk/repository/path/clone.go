@@ -58,7 +58,7 @@ func (r *Repository) CreateFrom(ctx context.Context, from, name string) (reposit
 func (r *Repository) openParent(ctx context.Context, root *os.Root, name string) (*source, error) {
 	switch m, err := readMark(root, name); {
 	case err == nil && m.Undrained:
-		return nil, m.busy()
+		return nil, m.Busy()
 	case err != nil && !errors.Is(err, os.ErrNotExist):
 		return nil, err
 	}

@@ -37,15 +37,6 @@ func readMark(root *os.Root, name string) (mark, error) {
 	return m, nil
 }
 
-// busy is the error for everybody but the owner.
-func (m mark) busy() error {
-	if m.Undrained {
-		return fault.Errorf(fault.Busy, "persistent, machine %d on host %s (generation %d) has writes that are not here yet: let that host drain them, "+
-			"or give them up with: hayloft image release IMAGE --accept-stale", m.Machine, m.Host, m.Generation)
-	}
-	return fault.Errorf(fault.Busy, "persistent, in use by machine %d on host %s", m.Machine, m.Host)
-}
-
 // Own implements repository.Ownable.
 func (r *Repository) Own(ctx context.Context, name string, owner repository.Owner, uid, gid int) (string, error) {
 	if err := repository.CheckName(name); err != nil {
@@ -72,7 +63,7 @@ func own(root *os.Root, name string, owner repository.Owner, uid, gid int) error
 	m, err := readMark(root, name)
 	switch {
 	case err == nil && m.Owner != owner:
-		return m.busy()
+		return m.Busy()
 	case err == nil:
 	case errors.Is(err, fs.ErrNotExist):
 		st := fi.Sys().(*syscall.Stat_t)

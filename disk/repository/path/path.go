@@ -229,7 +229,7 @@ func remove(root *os.Root, name string) error {
 	}
 	switch mark, err := readMark(root, name); {
 	case err == nil:
-		return mark.busy()
+		return mark.Busy()
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}

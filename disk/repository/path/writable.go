@@ -39,7 +39,7 @@ func (r *Repository) openTarget(root *os.Root, name string, owner repository.Own
 	case err != nil:
 		return nil, err
 	case m.Owner != owner:
-		return nil, m.busy()
+		return nil, m.Busy()
 	}
 	file, err := root.OpenFile(name, os.O_RDWR|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -91,7 +91,7 @@ func held(root *os.Root, name string, owner repository.Owner, generation uint64)
 	case err != nil:
 		return m, err
 	case m.Owner != owner:
-		return m, m.busy()
+		return m, m.Busy()
 	case m.Generation != generation:
 		return m, fault.Errorf(fault.Busy, "was taken again: generation %d is over, it is %d now", generation, m.Generation)
 	}
@@ -110,7 +110,7 @@ func (r *Repository) Break(ctx context.Context, name string, acceptStale bool) e
 		case err != nil: // nobody can tell any more whose it is
 			return errors.Join(root.Remove(hidden(name, markSuffix)), syncDir(root, path.Dir(name)))
 		case m.Undrained && !acceptStale:
-			return m.busy()
+			return m.Busy()
 		}
 		return giveBack(root, name, m)
 	})

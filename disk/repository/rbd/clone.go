@@ -51,7 +51,7 @@ func (r *Repository) settled(ctx context.Context, name string) (rbdImage, error)
 	case fault.Is(err, fault.NotFound):
 		return i, nil
 	case err == nil && m.Undrained:
-		return i, busy(m)
+		return i, m.Busy()
 	}
 	return i, err
 }

@@ -70,7 +70,7 @@ func (r *Repository) claim(ctx context.Context, i rbdImage, lock, cookie string)
 	if unknown != nil {
 		return fault.Errorf(fault.Busy, "is being taken, given back or deleted by another operation")
 	}
-	return busy(m)
+	return m.Busy()
 }
 
 // unclaim is the opposite of claim.
@@ -120,13 +120,4 @@ func (r *Repository) mark(ctx context.Context, i rbdImage) (repository.Mark, err
 	}
 	o.Undrained = err == nil && h.Cookie == o.Cookie
 	return o.Mark, nil
-}
-
-// busy is the error for everybody but the owner.
-func busy(m repository.Mark) error {
-	if m.Undrained {
-		return fault.Errorf(fault.Busy, "persistent, machine %d on host %s (generation %d) has writes that are not here yet: let that host drain them, "+
-			"or give them up with: hayloft image release IMAGE --accept-stale", m.Machine, m.Host, m.Generation)
-	}
-	return fault.Errorf(fault.Busy, "persistent, in use by machine %d on host %s", m.Machine, m.Host)
 }

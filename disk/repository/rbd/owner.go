@@ -41,7 +41,7 @@ func (r *Repository) own(ctx context.Context, i rbdImage, owner repository.Owner
 		case err == nil && m.Owner == owner:
 			return nil
 		case err == nil:
-			return busy(m)
+			return m.Busy()
 		case !fault.Is(err, fault.NotFound):
 			return err
 		}

@@ -24,7 +24,7 @@ func (r *Repository) OpenTarget(ctx context.Context, name string, owner reposito
 	case fault.Is(err, fault.NotFound):
 		err = fault.Errorf(fault.WrongState, "is not owned by machine %d on host %s, nor by anybody else", owner.Machine, owner.Host)
 	case err == nil && m.Owner != owner:
-		err = busy(m)
+		err = m.Busy()
 	case err == nil && r.kernel:
 		err = r.detach(ctx, i)
 	}
@@ -104,7 +104,7 @@ func (r *Repository) possessed(ctx context.Context, i rbdImage, owner repository
 	case err != nil:
 		return err
 	case o.Owner != owner:
-		return busy(o.Mark)
+		return o.Busy()
 	case o.Generation != generation:
 		return fault.Errorf(fault.Busy, "was taken again: generation %d is over, it is %d now", generation, o.Generation)
 	}

@@ -78,7 +78,7 @@ func (r *Repository) cloneable(l *link, from string) error {
 	case err != nil:
 		return fault.Errorf(fault.ClassOf(err), "clone of %s: %w", from, err)
 	case m.Undrained:
-		return fault.Errorf(fault.Busy, "clone of %s: %w", from, m.busy())
+		return fault.Errorf(fault.Busy, "clone of %s: %w", from, m.Busy())
 	}
 	return nil
 }

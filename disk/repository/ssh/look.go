@@ -117,7 +117,7 @@ func (r *Repository) Delete(ctx context.Context, name string) error {
 		}
 		switch m, err := r.readMark(l, name); {
 		case err == nil:
-			return m.busy()
+			return m.Busy()
 		case !errors.Is(err, fs.ErrNotExist):
 			return err
 		}

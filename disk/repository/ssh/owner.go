@@ -48,15 +48,6 @@ func (r *Repository) readMark(l *link, name string) (mark, error) {
 	return m, nil
 }
 
-// busy is the error for everybody but the owner.
-func (m mark) busy() error {
-	if m.Undrained {
-		return fault.Errorf(fault.Busy, "persistent, machine %d on host %s (generation %d) has writes that are not here yet: let that host drain them, "+
-			"or give them up with: hayloft image release IMAGE --accept-stale", m.Machine, m.Host, m.Generation)
-	}
-	return fault.Errorf(fault.Busy, "persistent, in use by machine %d on host %s", m.Machine, m.Host)
-}
-
 // writeMark puts the whole mark in place at once. The caller holds the name's lock.
 func (r *Repository) writeMark(l *link, name string, m mark) error {
 	text, err := json.Marshal(m)
@@ -113,7 +104,7 @@ func (r *Repository) own(ctx context.Context, l *link, name string, owner reposi
 	m, err := r.readMark(l, name)
 	switch {
 	case err == nil && m.Owner != owner:
-		return m.busy()
+		return m.Busy()
 	case err == nil:
 	case errors.Is(err, fs.ErrNotExist):
 		st, ok := fi.Sys().(*sftp.FileStat)
@@ -223,7 +214,7 @@ func (r *Repository) held(l *link, name string, owner repository.Owner, generati
 	case err != nil:
 		return m, err
 	case m.Owner != owner:
-		return m, m.busy()
+		return m, m.Busy()
 	case m.Generation != generation:
 		return m, fault.Errorf(fault.Busy, "was taken again: generation %d is over, it is %d now", generation, m.Generation)
 	}
@@ -245,7 +236,7 @@ func (r *Repository) Break(ctx context.Context, name string, acceptStale bool) e
 		case err != nil: // nobody can tell any more whose it is
 			return errors.Join(l.files.Remove(r.file(hidden(name, markSuffix))), r.syncDir(l, name))
 		case m.Undrained && !acceptStale:
-			return m.busy()
+			return m.Busy()
 		}
 		if err := r.endFormer(ctx, l, m.Session); err != nil {
 			return err

@@ -58,7 +58,7 @@ func (r *Repository) openTarget(ctx context.Context, l *link, name string, owner
 		case errors.Is(err, fs.ErrNotExist):
 			return m, fault.Errorf(fault.WrongState, "is not owned by machine %d on host %s, nor by anybody else", owner.Machine, owner.Host)
 		case err == nil && m.Owner != owner:
-			return m, m.busy()
+			return m, m.Busy()
 		}
 		return m, err
 	}
