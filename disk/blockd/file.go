@@ -303,13 +303,14 @@ func (l loops) presented(e Export, device string) *presentedFile {
 }
 
 // detachAll detaches a device, "" when it is not known, and those of its tag that a process was about to attach when it was killed.
+// The number that a link has kept, over a reboot of the host as it may be, can be of another's device by now: that stays.
 func detachAll(ctx context.Context, device, path, tag string) error {
-	for {
-		if device != "" {
-			if err := loop.Detach(ctx, device, path, tag); err != nil {
-				return err
-			}
+	if device != "" {
+		if err := loop.Detach(ctx, device, path, tag); err != nil && !fault.Is(err, fault.WrongState) {
+			return err
 		}
+	}
+	for {
 		found, err := loop.Find(ctx, path, tag)
 		if fault.Is(err, fault.NotFound) {
 			return nil
@@ -317,7 +318,9 @@ func detachAll(ctx context.Context, device, path, tag string) error {
 		if err != nil {
 			return err
 		}
-		device = found
+		if err := loop.Detach(ctx, found, path, tag); err != nil {
+			return err
+		}
 	}
 }
 

@@ -143,6 +143,12 @@ func TestDetachAll(t *testing.T) {
 	dir, tag := t.TempDir(), fmt.Sprintf("test-%d-all", os.Getpid())
 	path, link := filepath.Join(dir, "file"), filepath.Join(dir, "link") // the second is not known for the same
 	must(t, errors.Join(os.WriteFile(path, make([]byte, chunk), 0o600), os.Symlink(path, link)))
+	other := filepath.Join(dir, "other")
+	t.Cleanup(func() { // when the test has failed
+		_ = detachAll(context.Background(), "", path, tag)
+		_ = detachAll(context.Background(), "", link, tag)
+		_ = detachAll(context.Background(), "", other, tag+"-other")
+	})
 	first, err := loop.Attach(t.Context(), path, loop.Options{Tag: tag})
 	must(t, err)
 	if second, err := loop.Attach(t.Context(), link, loop.Options{Tag: tag}); err != nil || second == first {
@@ -152,4 +158,18 @@ func TestDetachAll(t *testing.T) {
 	if found, err := loop.Find(t.Context(), path, tag); !fault.Is(err, fault.NotFound) {
 		t.Errorf("%s is left, %v", found, err)
 	}
+	// The number that is remembered is another's by now.
+	must(t, os.WriteFile(other, make([]byte, chunk), 0o600))
+	theirs, err := loop.Attach(t.Context(), other, loop.Options{Tag: tag + "-other"})
+	must(t, err)
+	_, err = loop.Attach(t.Context(), path, loop.Options{Tag: tag})
+	must(t, err)
+	must(t, detachAll(t.Context(), theirs, path, tag))
+	if found, err := loop.Find(t.Context(), path, tag); !fault.Is(err, fault.NotFound) {
+		t.Errorf("%s is left, %v", found, err)
+	}
+	if found, err := loop.Find(t.Context(), other, tag+"-other"); err != nil || found != theirs {
+		t.Errorf("another's device: %s, %v", found, err)
+	}
+	must(t, loop.Detach(t.Context(), theirs, other, tag+"-other"))
 }

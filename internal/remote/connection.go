@@ -49,7 +49,7 @@ func (h *Host) connect(ctx context.Context) (*connection, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, h.config.ConnectLimit,
 		fault.Errorf(fault.Unavailable, "host %s: no connection within %v", h, h.config.ConnectLimit))
 	defer cancel()
-	for pause := firstPause; ; pause *= 2 {
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		c, err := h.connectOnce(ctx)
 		if !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) || ctx.Err() != nil {
 			return c, err
@@ -64,7 +64,11 @@ func (h *Host) connect(ctx context.Context) (*connection, error) {
 	}
 }
 
-const firstPause = 50 * time.Millisecond
+// Between two attempts to log in: at first, and at most.
+const (
+	firstPause = 50 * time.Millisecond
+	lastPause  = time.Second
+)
 
 func (h *Host) connectOnce(ctx context.Context) (*connection, error) {
 	keys, err := readHostKeys(h.config.KnownHostsFile)
