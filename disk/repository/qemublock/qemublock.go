@@ -137,7 +137,8 @@ func (d *Disk) start(ctx context.Context) error {
 func (d *Disk) wake() (*daemon, error) {
 	for {
 		d.mu.RLock()
-		if d.child != nil && !d.child.isDead() {
+		// When the context has ended nothing is asked any more: the answer might be quicker than who looks at the context.
+		if d.child != nil && !d.child.isDead() && d.ctx.Err() == nil {
 			return d.child, nil
 		}
 		d.mu.RUnlock()
