@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"context"
+	"sync/atomic"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -11,11 +12,11 @@ import (
 // counting counts the bytes read.
 type counting struct {
 	memory
-	read int64
+	read atomic.Int64
 }
 
 func (c *counting) ReadAt(p []byte, o int64) (int, error) {
-	c.read += int64(len(p))
+	c.read.Add(int64(len(p)))
 	return copy(p, c.memory[o:]), nil
 }
 
@@ -68,8 +69,8 @@ func TestChangeMovesWhatDiffers(t *testing.T) {
 	src.memory[40*ChunkSize+5]++
 	spans := []Span{{40*ChunkSize + 5, 1}, {70 * ChunkSize, 2 * ChunkSize}} // the second was written with what was there
 	_, moved, err := Change(t.Context(), memory(bytes.Clone(before)), from, src, int64(len(before)), spans, nil)
-	if err != nil || moved != ChunkSize || src.read != 3*ChunkSize {
-		t.Errorf("moved %d, read %d, %v", moved, src.read, err)
+	if err != nil || moved != ChunkSize || src.read.Load() != 3*ChunkSize {
+		t.Errorf("moved %d, read %d, %v", moved, src.read.Load(), err)
 	}
 	if _, _, err := Change(t.Context(), nil, from, src, 5, nil, nil); err == nil {
 		t.Error("made shorter")

@@ -217,6 +217,9 @@ func (w *writer) SetSize(size int64) error {
 
 func (w *writer) Commit(ctx context.Context) error {
 	r := w.repository
+	if ctx.Err() != nil { // or it would begin all the same, with nobody to hear of it
+		return r.gone(ctx)
+	}
 	return r.on(ctx, w.link, r.limits.commit, func() error {
 		w.ending.Lock()
 		defer w.ending.Unlock()
