@@ -126,7 +126,7 @@ type flaky struct {
 
 func (f *flaky) ReadAt(p []byte, offset int64) (int, error) {
 	n, err := f.ReaderAt.ReadAt(p, offset)
-	if at := f.chunk * ChunkSize; f.times > 0 && at >= offset && at < offset+int64(n) {
+	if at := f.chunk * ChunkSize; at >= offset && at < offset+int64(n) && f.times > 0 { // one goroutine reads a chunk
 		f.times--
 		p[at-offset] ^= 1
 	}
