@@ -121,7 +121,9 @@ func (s *volumeScenario) openAs(mode cache.Mode, again bool) bool {
 	if mode != s.mode {
 		s.note("CACHE_MODE becomes %s", mode)
 		s.heal()
-		s.loaded = false // whether the change comes about or not
+		// Whether the change comes about or not: it may have copied back all there was, and taken the mark away.
+		s.loaded = false
+		s.marked.Store(false)
 	}
 	capacity := s.capacity
 	if mode == cache.Offline {
@@ -144,8 +146,7 @@ func (s *volumeScenario) openAs(mode cache.Mode, again bool) bool {
 	}
 	s.volume = volume
 	if mode != s.mode {
-		s.mode, s.loaded = mode, false
-		s.marked.Store(false)
+		s.mode = mode
 	}
 	if volume.Size() != s.size || volume.ReadOnly() {
 		s.fail("size %d, read-only %v", volume.Size(), volume.ReadOnly())
