@@ -40,7 +40,7 @@ type volumeScenario struct {
 	local, away, shaken bool
 	// owed: the repository was away since the last flush, which may have to tell of a sync that failed then.
 	owed bool
-	// marked: Offline has written since the last Settle and power cut, so that it needs the repository no more.
+	// marked: Offline has written since the last Settle, change of mode and power cut, so that it needs the repository no more.
 	marked atomic.Bool
 }
 
